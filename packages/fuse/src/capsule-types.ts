@@ -1,0 +1,78 @@
+/**
+ * What outlives the process: the capsule (small typed records) and the arena (pages of data), two sparse memfds kept beside
+ * the /dev/fuse fd. Pages that were never touched cost nothing, so sections have a fixed place and a generous maximum, and the
+ * set of fds never changes. capsule.ts implements this; sections of the connection are in slots.ts and its neighbours, a
+ * file system adds its own.
+ *
+ * Writing: kill -9 can strike between any two stores, never inside an aligned one of 4 or 8 bytes. A record is filled first
+ * and its state word (bytes 0..3) stored last; state 0 = free. Immutable parts carry a CRC-32.
+ */
+
+/** Fixed-size records with a state word, in one section. Indexes are stable. */
+export interface Records {
+  readonly name: string;
+  readonly version: number;
+  readonly recordSize: number;
+  readonly capacity: number;
+  /** The whole section's records: record i is at offsetOf(i). */
+  readonly view: DataView;
+  readonly bytes: Uint8Array;
+  offsetOf(index: number): number;
+  /** Index of a free record (state 0, contents undefined), now reserved in this process only; undefined when the section is full. */
+  alloc(): number | undefined;
+  state(index: number): number;
+  /** Publishes the record: an atomic store of the state word after everything else. */
+  setState(index: number, state: number): void;
+  /** setState(0) and makes the index available again. */
+  free(index: number): void;
+  /** Indexes whose state is not 0, ascending. */
+  live(): Iterable<number>;
+}
+
+export interface SectionSpec {
+  name: string;
+  /** Layout version; a greater one than this code knows makes the capsule refused, a lower one is handed to `migrate`. */
+  version: number;
+  /** Bytes, a multiple of 8. */
+  recordSize: number;
+  capacity: number;
+}
+
+export interface Capsule {
+  /** True when it was created by this process, false when adopted. */
+  readonly fresh: boolean;
+  /** Opens the section, creates it in a fresh capsule (or when an older version had none). */
+  records(spec: SectionSpec): Records;
+  /** One variable-length value, replaced atomically (two copies, a selector word). At most `max` bytes. */
+  blob(name: string, max: number): Blob;
+  readonly arena: Arena;
+}
+
+export interface Blob {
+  /** A copy, or undefined when never set. Throws when the checksum of the selected copy is wrong. */
+  get(): Uint8Array | undefined;
+  set(value: Uint8Array): void;
+}
+
+/**
+ * Page allocator over the arena memfd. Which runs are in use is not stored here: after an adoption every owner claims its runs
+ * (extents, parked writes) from its own records; what nobody claims is free.
+ */
+export interface Arena {
+  /** Bytes, a multiple of 4096. */
+  readonly size: number;
+  readonly bytes: Uint8Array;
+  /** Address of byte 0, for iovecs. */
+  readonly address: bigint;
+  /** Bytes allocated now. */
+  readonly used: number;
+  /** Contiguous pages for `length` bytes, populated; undefined when there is no such run. `near`: continue this run if its next pages are free. */
+  alloc(length: number, near?: number): number | undefined;
+  /** Makes the run longer in place: true when the pages behind it were free and are now part of it. */
+  extend(offset: number, length: number, newLength: number): boolean;
+  free(offset: number, length: number): void;
+  /** At adoption: marks the run used; throws when it overlaps one that is. */
+  claim(offset: number, length: number): void;
+  /** Gives pages that were free for long back to the system (MADV_REMOVE). */
+  trim(): void;
+}

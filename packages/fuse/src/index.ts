@@ -1,0 +1,3 @@
+export * from './capsule-types.ts';
+export * from './errno.ts';
+export * from './types.ts';
