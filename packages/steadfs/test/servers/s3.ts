@@ -1,9 +1,9 @@
 /** A real S3 server for tests: versitygw from PATH or ~/go/bin, else by `go install` where Go 1.24 or newer is there. */
-import { spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { freePort, type Missing, startServer, stopServer } from './process.ts';
 
 export interface S3Server {
   endpoint: string;
@@ -17,55 +17,42 @@ export interface S3Server {
   stop(): Promise<void>;
 }
 
-export async function freePort(): Promise<number> {
-  return await new Promise((resolve, reject) => {
-    const server = createServer();
-    server.on('error', reject);
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address();
-      server.close(() => (typeof address === 'object' && address ? resolve(address.port) : reject(new Error('no port'))));
-    });
-  });
-}
-
 /** Path of versitygw, or a word why there is none. */
-export function findVersitygw(): { path: string } | { missing: string } {
-  const candidates = [...(process.env.PATH ?? '').split(':').map(d => join(d, 'versitygw')), join(homedir(), 'go/bin/versitygw')];
+export function findVersitygw(): { path: string } | Missing {
+  const candidates = [
+    ...(process.env.PATH ?? '').split(':').map(d => join(d, 'versitygw')),
+    join(homedir(), 'go/bin/versitygw'),
+  ];
   const found = candidates.find(p => existsSync(p));
   if (found) return { path: found };
   const go = spawnSync('go', ['version'], { encoding: 'utf8' });
   const minor = Number(/go1\.(\d+)/.exec(go.stdout ?? '')?.[1] ?? 0);
   if (minor < 24) return { missing: 'no versitygw on PATH, and no Go 1.24 to install it' };
-  const install = spawnSync('go', ['install', 'github.com/versity/versitygw/cmd/versitygw@v1.8.0'], { encoding: 'utf8', timeout: 400_000 });
+  const install = spawnSync('go', ['install', 'github.com/versity/versitygw/cmd/versitygw@v1.8.0'], {
+    encoding: 'utf8',
+    timeout: 400_000,
+  });
   const built = join(homedir(), 'go/bin/versitygw');
-  return existsSync(built) ? { path: built } : { missing: `go install versitygw failed: ${install.stderr?.slice(-200)}` };
+  return existsSync(built)
+    ? { path: built }
+    : { missing: `go install versitygw failed: ${install.stderr?.slice(-200)}` };
 }
 
-export async function startS3(): Promise<S3Server | { missing: string }> {
+export async function startS3(): Promise<S3Server | Missing> {
   const binary = findVersitygw();
   if ('missing' in binary) return binary;
   const dir = mkdtempSync(join(tmpdir(), 'steadfs-s3-'));
   const port = await freePort();
   const accessKey = 'test-access';
   const secretKey = 'test-secret-key';
-  const child = spawn(binary.path, ['--port', `127.0.0.1:${port}`, 'posix', dir], {
-    env: { ...process.env, ROOT_ACCESS_KEY: accessKey, ROOT_SECRET_KEY: secretKey },
-    stdio: 'ignore',
-  });
   const endpoint = `http://127.0.0.1:${port}`;
-  const deadline = Date.now() + 10_000;
-  for (;;) {
-    try {
-      await fetch(endpoint, { signal: AbortSignal.timeout(1000) });
-      break;
-    } catch {
-      if (Date.now() > deadline || child.exitCode !== null) {
-        child.kill('SIGKILL');
-        return { missing: 'versitygw did not start' };
-      }
-      await new Promise(wake => setTimeout(wake, 50));
-    }
-  }
+  const child = await startServer(
+    binary.path,
+    ['--port', `127.0.0.1:${port}`, 'posix', dir],
+    { env: { ...process.env, ROOT_ACCESS_KEY: accessKey, ROOT_SECRET_KEY: secretKey } },
+    async () => void (await fetch(endpoint, { signal: AbortSignal.timeout(1000) })),
+  );
+  if (child === undefined) return { missing: 'versitygw did not start' };
   return {
     endpoint,
     accessKey,
@@ -77,10 +64,7 @@ export async function startS3(): Promise<S3Server | { missing: string }> {
       return `${endpoint}/${name}`;
     },
     async stop() {
-      const ended = new Promise(resolve => child.once('exit', resolve));
-      child.kill('SIGTERM');
-      await Promise.race([ended, new Promise(wake => setTimeout(wake, 3000))]);
-      child.kill('SIGKILL');
+      await stopServer(child);
       rmSync(dir, { recursive: true, force: true });
     },
   };
