@@ -166,7 +166,7 @@ export function parseMysqlUrl(text: string, env: Env): MysqlUrl {
     port,
     socketPath,
     user: user || 'root',
-    password: unescape(given) || metaPassword(env),
+    password: percentDecoded(given) || metaPassword(env),
     database,
     tls:
       tls === 'true' ? { rejectUnauthorized: true } : tls === 'skip-verify' ? { rejectUnauthorized: false } : undefined,
@@ -175,7 +175,7 @@ export function parseMysqlUrl(text: string, env: Env): MysqlUrl {
 }
 
 /** A password that is URL-escaped is unescaped; one with a lone % is taken as it is. */
-function unescape(text: string): string {
+function percentDecoded(text: string): string {
   try {
     return decodeURIComponent(text);
   } catch {
