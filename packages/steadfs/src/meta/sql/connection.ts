@@ -1,0 +1,216 @@
+/**
+ * What the network SQL engines need of a database connection, for PostgreSQL (pg) and MySQL/MariaDB (mysql2). Statements are written
+ * with `?` for parameters; 64-bit integers come back as bigint, bytes as Buffer.
+ */
+import { readFileSync } from 'node:fs';
+import mysql from 'mysql2/promise';
+import pg from 'pg';
+import type { MysqlUrl, PostgresUrl } from './url.ts';
+
+export type SqlValue = string | number | bigint | Uint8Array | null;
+export type SqlRow = readonly unknown[];
+
+export interface SqlConnection {
+  /** Rows as arrays. */
+  all(sql: string, params: readonly SqlValue[]): Promise<SqlRow[]>;
+  /** Rows changed or deleted (an update that changes nothing counts too). */
+  run(sql: string, params: readonly SqlValue[]): Promise<number>;
+}
+
+export type SqlKind = 'postgres' | 'mysql';
+
+export interface SqlPool {
+  readonly kind: SqlKind;
+  readonly display: string;
+  /** Runs `work` with a connection of its own; a connection that failed is thrown away. */
+  use<T>(work: (connection: SqlConnection) => Promise<T>): Promise<T>;
+  close(): Promise<void>;
+}
+
+/** What a failed statement means for the transaction. */
+export type SqlFailure =
+  /** Conflict with another transaction: nothing happened, run it again. */
+  | 'retry'
+  /** The connection broke: the outcome is unknown unless the op record tells. */
+  | 'lost'
+  | 'duplicate'
+  | 'no-space'
+  | 'read-only'
+  | 'denied'
+  | 'other';
+
+const MAX_STATEMENT_NAMES = 2000;
+
+export function openPostgres(url: PostgresUrl): SqlPool {
+  const pool = new pg.Pool({
+    host: url.host,
+    port: url.port,
+    user: url.user || undefined,
+    password: url.password,
+    database: url.database,
+    max: url.maxConnections || 16,
+    idleTimeoutMillis: url.idleSeconds * 1000,
+    connectionTimeoutMillis: 10_000,
+    keepAlive: true,
+    application_name: 'steadfs',
+    ssl: postgresTls(url),
+    types: {
+      getTypeParser: ((oid: number, format?: string) =>
+        oid === 20 && format !== 'binary'
+          ? BigInt
+          : pg.types.getTypeParser(oid, format as 'text')) as typeof pg.types.getTypeParser,
+    },
+  } as pg.PoolConfig);
+  // A broken idle connection: the pool has dropped it already.
+  pool.on('error', () => {});
+  pool.on('connect', client => {
+    client.on('error', () => {});
+  });
+  const ready = new WeakSet<pg.PoolClient>();
+  const names = new Map<string, { name: string; text: string }>();
+  const prepared = (sql: string): { name?: string; text: string } => {
+    let entry = names.get(sql);
+    if (entry === undefined) {
+      let n = 0;
+      entry = { name: `s${names.size}`, text: sql.replace(/\?/g, () => `$${++n}`) };
+      if (names.size < MAX_STATEMENT_NAMES) names.set(sql, entry);
+      else return { text: entry.text };
+    }
+    return entry;
+  };
+  const values = (params: readonly SqlValue[]): unknown[] =>
+    params.map(p =>
+      typeof p === 'bigint' ? p.toString() : p instanceof Uint8Array && !Buffer.isBuffer(p) ? Buffer.from(p) : p,
+    );
+  return {
+    kind: 'postgres',
+    display: url.display,
+    async use(work) {
+      const client = await pool.connect();
+      let broken = false;
+      try {
+        if (!ready.has(client)) {
+          if (url.schema !== undefined) await client.query(`set search_path to ${pg.escapeIdentifier(url.schema)}`);
+          ready.add(client);
+        }
+        return await work({
+          async all(sql, params) {
+            return (await client.query({ ...prepared(sql), values: values(params), rowMode: 'array' }))
+              .rows as SqlRow[];
+          },
+          async run(sql, params) {
+            return (await client.query({ ...prepared(sql), values: values(params) })).rowCount ?? 0;
+          },
+        });
+      } catch (e) {
+        broken = failureOf('postgres', e) === 'lost';
+        throw e;
+      } finally {
+        client.release(broken);
+      }
+    },
+    close: () => pool.end(),
+  };
+}
+
+function postgresTls(url: PostgresUrl): false | Record<string, unknown> {
+  if (url.sslMode === 'disable' || url.sslMode === 'allow' || url.sslMode === 'prefer') return false;
+  const tls: Record<string, unknown> = {
+    rejectUnauthorized: url.sslMode !== 'require' || url.sslRootCert !== undefined,
+  };
+  if (url.sslRootCert) tls.ca = readFileSync(url.sslRootCert);
+  if (url.sslCert) tls.cert = readFileSync(url.sslCert);
+  if (url.sslKey) tls.key = readFileSync(url.sslKey);
+  if (url.sslMode === 'verify-ca') tls.checkServerIdentity = () => undefined;
+  return tls;
+}
+
+export function openMysql(url: MysqlUrl): SqlPool {
+  const pool = mysql.createPool({
+    ...(url.socketPath === undefined ? { host: url.host, port: url.port } : { socketPath: url.socketPath }),
+    user: url.user,
+    ...(url.password === undefined ? {} : { password: url.password }),
+    database: url.database,
+    connectionLimit: url.maxConnections || 16,
+    idleTimeout: url.idleSeconds * 1000,
+    connectTimeout: 10_000,
+    enableKeepAlive: true,
+    rowsAsArray: true,
+    supportBigNumbers: true,
+    bigNumberStrings: false,
+    // Found rows, not changed rows: an update to the same value is one too.
+    flags: ['FOUND_ROWS'],
+    timezone: 'Z',
+    ...(url.tls ? { ssl: url.tls } : {}),
+  });
+  const ready = new WeakSet<object>();
+  const values = (params: readonly SqlValue[]): (string | number | Buffer | null)[] =>
+    params.map(p =>
+      typeof p === 'bigint' ? p.toString() : p instanceof Uint8Array && !Buffer.isBuffer(p) ? Buffer.from(p) : p,
+    );
+  return {
+    kind: 'mysql',
+    display: url.display,
+    async use(work) {
+      const connection = await pool.getConnection();
+      let broken = false;
+      try {
+        const raw = connection.connection as unknown as object;
+        if (!ready.has(raw)) {
+          await connection.query('set session transaction isolation level read committed');
+          await connection.query("set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'");
+          ready.add(raw);
+        }
+        return await work({
+          async all(sql, params) {
+            const [rows] = await connection.execute(sql, values(params));
+            return (Array.isArray(rows) ? rows : []) as unknown as SqlRow[];
+          },
+          async run(sql, params) {
+            const [result] = await connection.execute(sql, values(params));
+            return (result as { affectedRows?: number }).affectedRows ?? 0;
+          },
+        });
+      } catch (e) {
+        broken = failureOf('mysql', e) === 'lost';
+        throw e;
+      } finally {
+        if (broken) connection.destroy();
+        else connection.release();
+      }
+    },
+    close: () => pool.end(),
+  };
+}
+
+/** Classes of database errors (PostgreSQL: SQLSTATE; MySQL: error numbers; both: errors of the socket). */
+export function failureOf(kind: SqlKind, e: unknown): SqlFailure {
+  if (typeof e !== 'object' || e === null) return 'other';
+  const { code, errno, message } = e as { code?: unknown; errno?: unknown; message?: unknown };
+  const text = String(message ?? '').toLowerCase();
+  if (kind === 'postgres' && typeof code === 'string' && /^[0-9A-Z]{5}$/.test(code)) {
+    if (code === '40001' || code === '40P01' || code === '55P03' || code === '25P02') return 'retry';
+    if (code === '23505') return 'duplicate';
+    if (code === '53100' || code === '53200') return 'no-space';
+    if (code === '25006') return 'read-only';
+    if (code === '42501' || code.startsWith('28')) return 'denied';
+    if (code.startsWith('08') || code.startsWith('57P') || code === '53300') return 'lost';
+    return 'other';
+  }
+  if (kind === 'mysql' && typeof errno === 'number' && errno >= 1000) {
+    if ([1205, 1213, 1020, 3572].includes(errno)) return 'retry';
+    if (errno === 1062) return 'duplicate';
+    if ([1021, 1114, 1041, 3675].includes(errno)) return 'no-space';
+    if ([1290, 1792, 1836].includes(errno)) return 'read-only';
+    if ([1044, 1045, 1142, 1227, 1370].includes(errno)) return 'denied';
+    if ([1040, 1053, 1129, 1152, 1158, 1159, 1160, 1161, 1203, 1226, 1927, 2006, 2013].includes(errno)) return 'lost';
+    return 'other';
+  }
+  if (typeof code === 'string' && /^(ECONN|EPIPE|ETIMEDOUT|EHOST|ENET|PROTOCOL_|ENOTFOUND|EAI_)/.test(code))
+    return 'lost';
+  return /connection (terminated|ended|error|timeout)|timeout exceeded|client has encountered|closed state|not queryable/.test(
+    text,
+  )
+    ? 'lost'
+    : 'other';
+}
