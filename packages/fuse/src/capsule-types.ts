@@ -31,7 +31,7 @@ export interface Records {
 
 export interface SectionSpec {
   name: string;
-  /** Layout version; a greater one than this code knows makes the capsule refused, a lower one is handed to `migrate`. */
+  /** Layout version; a greater one than this code knows makes the capsule refused, a lower one is handed to the `migrate` of {@link Capsule.records}. */
   version: number;
   /** Bytes, a multiple of 8. */
   recordSize: number;
@@ -41,8 +41,11 @@ export interface SectionSpec {
 export interface Capsule {
   /** True when it was created by this process, false when adopted. */
   readonly fresh: boolean;
-  /** Opens the section, creates it in a fresh capsule (or when an older version had none). */
-  records(spec: SectionSpec): Records;
+  /**
+   * Opens the section, creates it in a fresh capsule (or when an older version had none). `migrate` fills a section of this version from one of a lower
+   * version (repeatable: a kill in the middle begins anew with an empty `to`); without it a lower version is refused.
+   */
+  records(spec: SectionSpec, migrate?: (from: Records, to: Records) => void): Records;
   /** One variable-length value, replaced atomically (two copies, a selector word). At most `max` bytes. */
   blob(name: string, max: number): Blob;
   readonly arena: Arena;
@@ -66,7 +69,7 @@ export interface Arena {
   readonly address: bigint;
   /** Bytes allocated now. */
   readonly used: number;
-  /** Contiguous pages for `length` bytes, populated; undefined when there is no such run. `near`: continue this run if its next pages are free. */
+  /** Contiguous pages for `length` bytes, populated; undefined when there is no such run. `near`: the run should begin there (the end of another run), if it can. */
   alloc(length: number, near?: number): number | undefined;
   /** Makes the run longer in place: true when the pages behind it were free and are now part of it. */
   extend(offset: number, length: number, newLength: number): boolean;
