@@ -1,0 +1,73 @@
+/** `steadfs status META-URL`: settings, sessions and usage as the Go client prints them. */
+import { inoForStat, ROOT } from '../format/ino.ts';
+import type { SessionDetail, StatfsResult } from '../meta/engine.ts';
+import type { Command } from './command.ts';
+import { Failure } from './failure.ts';
+import { goJson, loadVolume, shownFormat, withEngine } from './volume.ts';
+
+export const command: Command = {
+  name: 'status',
+  args: '<META-URL>',
+  summary: 'show a volume, its sessions and its usage',
+  flags: [
+    { name: 'session', aliases: ['s'], type: 'int', help: 'show this session, with its locks and open removed files' },
+  ],
+  async run({ args, flags }) {
+    return withEngine(
+      args[0]!,
+      async engine => {
+        const format = await loadVolume(engine);
+        const sid = flags.number('session') ?? 0;
+        if (sid > 0) {
+          const session = (await engine.listSessions(true)).find(s => s.sid === sid);
+          if (!session) throw new Failure(`volume ${format.Name} has no session ${sid}`);
+          console.log(goJson(shownSession(session)));
+          return undefined;
+        }
+        const sessions = await engine.listSessions(false);
+        const usage = await engine.statfs(ROOT);
+        console.log(
+          goJson({ Setting: shownFormat(format), Sessions: sessions.map(shownSession), Stat: shownUsage(usage) }),
+        );
+        return undefined;
+      },
+      { readOnly: true },
+    );
+  },
+};
+
+/** Session as the Go client names its fields; times in UTC with whole seconds. */
+export function shownSession(s: SessionDetail): Record<string, unknown> {
+  return {
+    Sid: s.sid,
+    Expire: new Date(s.expire * 1000).toISOString().replace('.000Z', 'Z'),
+    Version: s.version,
+    HostName: s.hostName,
+    ...(s.ipAddrs?.length ? { IPAddrs: s.ipAddrs } : {}),
+    MountPoint: s.mountPoint,
+    MountTime: s.mountTime,
+    ProcessID: s.processId,
+    ...(s.sustained?.length ? { Sustained: s.sustained.map(inoForStat) } : {}),
+    ...(s.flocks?.length
+      ? { Flocks: s.flocks.map(l => ({ Inode: inoForStat(l.ino), Owner: BigInt.asUintN(64, l.owner), Ltype: l.type })) }
+      : {}),
+    ...(s.plocks?.length
+      ? {
+          Plocks: s.plocks.map(l => ({
+            Inode: inoForStat(l.ino),
+            Owner: BigInt.asUintN(64, l.owner),
+            Records: l.records.map(r => ({ Type: r.type, Pid: r.pid, Start: r.start, End: r.end })),
+          })),
+        }
+      : {}),
+  };
+}
+
+export function shownUsage(usage: StatfsResult): Record<string, number> {
+  return {
+    UsedSpace: usage.totalSpace - usage.availSpace,
+    AvailableSpace: usage.availSpace,
+    UsedInodes: usage.usedInodes,
+    AvailableInodes: usage.availInodes,
+  };
+}

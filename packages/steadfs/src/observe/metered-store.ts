@@ -1,0 +1,33 @@
+/** Counts requests of an object store, their time, bytes and errors. */
+import type { ObjectStore } from '../object/store.ts';
+import type { Metrics } from './metrics.ts';
+
+export function meteredStore(store: ObjectStore, metrics: Metrics): ObjectStore {
+  const timed = async <T>(method: string, work: Promise<T>, bytes: (result: T) => number): Promise<T> => {
+    const begin = performance.now();
+    try {
+      const result = await work;
+      metrics.objectBytes.inc(bytes(result), method);
+      return result;
+    } catch (error) {
+      metrics.objectErrors.inc();
+      throw error;
+    } finally {
+      metrics.objectRequests.observe((performance.now() - begin) / 1000, method);
+    }
+  };
+  return {
+    toString: () => store.toString(),
+    limits: store.limits,
+    create: () => store.create(),
+    put: (key, pieces, options) =>
+      timed('PUT', store.put(key, pieces, options), () => pieces.reduce((sum, p) => sum + p.length, 0)),
+    get: (key, offset, target, signal) => timed('GET', store.get(key, offset, target, signal), n => n),
+    read: (key, max) => timed('GET', store.read(key, max), b => b.length),
+    head: key => store.head(key),
+    delete: key => timed('DELETE', store.delete(key), () => 0),
+    list: (prefix, after, limit) => store.list(prefix, after, limit),
+    sync: keys => store.sync(keys),
+    close: () => store.close(),
+  };
+}

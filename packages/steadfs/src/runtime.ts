@@ -1,0 +1,111 @@
+/**
+ * The program that keeper and service of a mount run: a private copy of the bundle, named after its contents. The installed files may be
+ * replaced at any time; a service that is started again after a crash must be the version that served last (an upgrade of the mount renews it).
+ *
+ *     BASE/VERSION-HASH/   steadfs.mjs, chunks and workers, koffi.node
+ *
+ * BASE is /var/lib/steadfs/runtime, for users ~/.steadfs/runtime, or $STEADFS_RUNTIME_DIR.
+ */
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+} from 'node:fs';
+import { createRequire } from 'node:module';
+import { homedir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+
+/** Copies that no process uses are removed after this long. */
+const KEEP_MS = 7 * 86_400_000;
+
+export interface Runtime {
+  version: string;
+  /** argv of a command of this runtime, without the command's own arguments. */
+  command: readonly string[];
+}
+
+function baseFolder(): string {
+  if (process.env.STEADFS_RUNTIME_DIR) return resolve(process.env.STEADFS_RUNTIME_DIR);
+  return process.getuid?.() === 0 ? '/var/lib/steadfs/runtime' : join(homedir(), '.steadfs/runtime');
+}
+
+/** The folder of the bundle: our own when we run from one; from source the package's dist, made afresh. */
+function bundleFolder(): string {
+  const here = import.meta.dirname;
+  if (existsSync(join(here, 'steadfs.mjs'))) return here;
+  const script = resolve(here, '../../../scripts/build.ts');
+  const { status, stderr, error } = spawnSync(process.execPath, [script], { encoding: 'utf8', timeout: 120_000 });
+  if (status !== 0) throw new Error(`the bundle cannot be made (npm run build): ${error?.message ?? stderr.trim()}`);
+  return resolve(here, '../dist');
+}
+
+/** koffi's binary for this machine, by way of the installed packages. */
+function koffiBinary(from: string): string {
+  const require = createRequire(join(from, 'steadfs.mjs'));
+  const beside = join(from, 'koffi.node');
+  if (existsSync(beside)) return beside;
+  const koffi = createRequire(require.resolve('koffi'));
+  const folder = dirname(koffi.resolve(`@koromix/koffi-linux-${process.arch}`));
+  const report = process.report.getReport() as { header?: { glibcVersionRuntime?: string } };
+  return join(folder, `${report.header?.glibcVersionRuntime ? 'linux' : 'musl'}_${process.arch}`, 'koffi.node');
+}
+
+/** Makes the copy when it is not there yet, and answers how to run it. Throws when it cannot be written. */
+export function installRuntime(): Runtime {
+  const from = bundleFolder();
+  const manifest = JSON.parse(readFileSync(join(from, 'bundle.json'), 'utf8')) as { version: string; files: string[] };
+  const base = baseFolder();
+  const binary = koffiBinary(from);
+  const hash = createHash('sha256');
+  for (const file of [...manifest.files.map(f => join(from, f)), binary]) hash.update(readFileSync(file)).update('\0');
+  const folder = join(base, `${manifest.version}-${hash.digest('hex').slice(0, 16)}`);
+  if (existsSync(join(folder, 'steadfs.mjs'))) {
+    const now = new Date();
+    utimesSync(folder, now, now);
+  } else {
+    mkdirSync(base, { recursive: true, mode: 0o755 });
+    const temporary = mkdtempSync(join(base, '.new-'));
+    try {
+      for (const file of manifest.files) copyFileSync(join(from, file), join(temporary, file));
+      copyFileSync(binary, join(temporary, 'koffi.node'));
+      renameSync(temporary, folder);
+    } catch (error) {
+      rmSync(temporary, { recursive: true, force: true });
+      // Another mount may have made it meanwhile.
+      if (!existsSync(join(folder, 'steadfs.mjs'))) throw error;
+    }
+    removeOld(base, folder);
+  }
+  return {
+    version: manifest.version,
+    command: [process.execPath, '--disable-warning=ExperimentalWarning', join(folder, 'steadfs.mjs')],
+  };
+}
+
+/** Removes copies that were not asked for lately and that no command line in /proc names. */
+function removeOld(base: string, current: string): void {
+  const old = readdirSync(base)
+    .map(name => join(base, name))
+    .filter(path => path !== current && Date.now() - statSync(path).mtimeMs > KEEP_MS);
+  if (old.length === 0) return;
+  const lines = readdirSync('/proc')
+    .filter(name => /^\d+$/.test(name))
+    .map(pid => {
+      try {
+        return readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+      } catch {
+        // It ended meanwhile.
+        return '';
+      }
+    });
+  for (const path of old) if (!lines.some(line => line.includes(path))) rmSync(path, { recursive: true, force: true });
+}

@@ -1,0 +1,152 @@
+/**
+ * Makes dist/steadfs.mjs, what the keeper and the service run: one bundle of our sources and the libraries, big ones (database
+ * drivers, S3) in chunks of their own that are loaded when wanted. Nothing is done while the bundle is newer than every source.
+ *
+ *   node scripts/build.ts [--force] [--out FOLDER] [--version X.Y.Z]
+ *
+ * The result replaces the old one file by file, steadfs.mjs last, so that whoever starts meanwhile finds a whole one. bundle.json lists
+ * the files that belong to it.
+ */
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
+import { parseArgs } from 'node:util';
+import { build, type Plugin } from 'esbuild';
+
+const ROOT = resolve(import.meta.dirname, '..');
+const PACKAGE = join(ROOT, 'packages/steadfs');
+const SOURCES = [
+  join(PACKAGE, 'src'),
+  join(PACKAGE, 'package.json'),
+  join(ROOT, 'packages/fuse/src'),
+  import.meta.filename,
+];
+
+/** Latest modification below the paths, milliseconds; folders count, so a removed file is noticed too. */
+function newest(paths: readonly string[]): number {
+  let latest = 0;
+  for (const path of paths) {
+    const stat = statSync(path);
+    latest = Math.max(latest, stat.mtimeMs);
+    if (stat.isDirectory()) latest = Math.max(latest, newest(readdirSync(path).map(name => join(path, name))));
+  }
+  return latest;
+}
+
+/** Workers: `new URL('./x.ts', import.meta.url)` becomes an entry point of its own, named the same with .mjs. */
+function workers(found: Set<string>): Plugin {
+  return {
+    name: 'workers',
+    setup(plugin) {
+      plugin.onLoad({ filter: /packages\/(steadfs|fuse)\/src\/.*\.ts$/ }, ({ path }) => {
+        const text = readFileSync(path, 'utf8').replace(
+          /new URL\(\s*'(\.[^']*\.ts)',\s*import\.meta\.url\s*\)/g,
+          (_, target: string) => {
+            found.add(resolve(dirname(path), target));
+            return `new URL('./${basename(target, '.ts')}.mjs', import.meta.url)`;
+          },
+        );
+        return { contents: text, loader: 'ts' };
+      });
+    },
+  };
+}
+
+/**
+ * koffi finds its binary by way of its own place in node_modules. In the bundle it is the binary beside the bundle (a runtime copy,
+ * see packages/steadfs/src/runtime.ts), else the installed package.
+ */
+const koffi: Plugin = {
+  name: 'koffi',
+  setup(plugin) {
+    plugin.onResolve({ filter: /^koffi$/ }, () => ({ path: 'koffi', namespace: 'koffi' }));
+    plugin.onLoad({ filter: /.*/, namespace: 'koffi' }, () => ({
+      contents: `
+        import { existsSync } from 'node:fs';
+        import { createRequire } from 'node:module';
+        const beside = import.meta.dirname + '/koffi.node';
+        export default createRequire(import.meta.url)(existsSync(beside) ? beside : 'koffi');`,
+      loader: 'js',
+    }));
+  },
+};
+
+export async function makeBundle(options: { force?: boolean; out?: string; version?: string } = {}): Promise<boolean> {
+  const out = resolve(options.out ?? join(PACKAGE, 'dist'));
+  const entry = join(out, 'steadfs.mjs');
+  const before = newest(SOURCES);
+  if (!options.force && existsSync(entry) && statSync(entry).mtimeMs > before) return false;
+
+  const manifest = JSON.parse(readFileSync(join(PACKAGE, 'package.json'), 'utf8')) as { version: string };
+  mkdirSync(out, { recursive: true });
+  const temporary = mkdtempSync(join(out, '.build-'));
+  try {
+    const found = new Set<string>();
+    // Workers are known once the first pass has read the sources; they share chunks with the rest in the second.
+    for (let known = -1; known < found.size; ) {
+      known = found.size;
+      await build({
+        entryPoints: [
+          { in: join(PACKAGE, 'src/main.ts'), out: 'steadfs' },
+          ...[...found].sort().map(path => ({ in: path, out: basename(path, '.ts') })),
+        ],
+        outdir: temporary,
+        outExtension: { '.js': '.mjs' },
+        chunkNames: 'chunk-[name]-[hash]',
+        bundle: true,
+        splitting: true,
+        format: 'esm',
+        platform: 'node',
+        target: 'node24',
+        minifySyntax: true,
+        minifyWhitespace: true,
+        keepNames: true,
+        sourcemap: false,
+        legalComments: 'none',
+        logLevel: 'error',
+        define: { STEADFS_BUILD_VERSION: JSON.stringify(options.version ?? manifest.version) },
+        // Optional parts of libraries that are not installed, and packages that are native.
+        external: ['pg-native', 'pg-cloudflare', '@node-rs/*', 'cardinal'],
+        banner: {
+          js: "import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);",
+        },
+        plugins: [workers(found), koffi],
+      });
+    }
+    const files = readdirSync(temporary).sort((a, b) => Number(a === 'steadfs.mjs') - Number(b === 'steadfs.mjs'));
+    const version = options.version ?? manifest.version;
+    writeFileSync(join(temporary, 'bundle.json'), `${JSON.stringify({ version, files }, null, 2)}\n`);
+    for (const file of [...files.slice(0, -1), 'bundle.json', 'steadfs.mjs'])
+      renameSync(join(temporary, file), join(out, file));
+    // What changed while it was bundled must look newer than the bundle.
+    const stamp = new Date(Math.max(before + 1, Date.now() - 1));
+    if (newest(SOURCES) === before) utimesSync(entry, stamp, stamp);
+    else utimesSync(entry, new Date(before), new Date(before));
+    const now = Date.now();
+    for (const file of readdirSync(out))
+      if (/^chunk-.*\.mjs$/.test(file) && !files.includes(file) && now - statSync(join(out, file)).mtimeMs > 86_400_000)
+        rmSync(join(out, file));
+  } finally {
+    rmSync(temporary, { recursive: true, force: true });
+  }
+  return true;
+}
+
+if (import.meta.main) {
+  const { values } = parseArgs({
+    options: { force: { type: 'boolean' }, out: { type: 'string' }, version: { type: 'string' } },
+  });
+  const started = performance.now();
+  const made = await makeBundle(values);
+  console.log(made ? `bundle made in ${Math.round(performance.now() - started)} ms` : 'bundle is fresh');
+}
