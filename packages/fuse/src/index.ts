@@ -1,3 +1,28 @@
+export * from './abi.ts';
+export {
+  CapsuleError,
+  type CapsuleFds,
+  type CapsuleOptions,
+  createCapsule,
+  lockCapsule,
+  type OpenCapsule,
+  openCapsule,
+} from './capsule.ts';
 export * from './capsule-types.ts';
 export * from './errno.ts';
+export { mountFuse, unmount } from './mount.ts';
+export * from './service-types.ts';
+export {
+  DEFAULT_FLAGS,
+  decodeConnection,
+  type FullNotifier,
+  type InitOptions,
+  type Log,
+  negotiate,
+  type ServeOptions,
+  type Session,
+  type SessionStats,
+  serve,
+} from './session.ts';
+export { CONNECTION_SECTIONS } from './slots.ts';
 export * from './types.ts';

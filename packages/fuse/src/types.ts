@@ -265,8 +265,9 @@ export interface FileSystem {
   /** flags: RENAME_NOREPLACE 1, RENAME_EXCHANGE 2, RENAME_WHITEOUT 4. */
   rename?(ctx: Context, parent: number, name: Name, newParent: number, newName: Name, flags: number): Reply<void>;
   link?(ctx: Context, nodeid: number, newParent: number, newName: Name): Reply<EntryOut>;
-  open?(ctx: Context, nodeid: number, flags: number): Reply<OpenOut>;
-  create?(ctx: Context, parent: number, name: Name, mode: number, umask: number, flags: number): Reply<CreateOut>;
+  /** killSuidgid: with O_TRUNC, take the set-id bits away. */
+  open?(ctx: Context, nodeid: number, flags: number, killSuidgid: boolean): Reply<OpenOut>;
+  create?(ctx: Context, parent: number, name: Name, mode: number, umask: number, flags: number, killSuidgid: boolean): Reply<CreateOut>;
   tmpfile?(ctx: Context, parent: number, mode: number, umask: number, flags: number): Reply<CreateOut>;
   read?(ctx: Context, nodeid: number, read: ReadIn): Reply<ReadOut>;
   /** Answers the number of bytes written. */

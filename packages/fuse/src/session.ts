@@ -1,0 +1,1479 @@
+/**
+ * The conversation with the kernel: INIT, requests to calls of a {@link FileSystem}, their results to replies, interrupts, forgets,
+ * and taking over from a process that died. What is stored when is told in slots.ts.
+ *
+ * `serve({ fd, capsule, fileSystem })` makes a {@link Session}; `start()` is the one way to begin: a fresh mount, a restart after
+ * a crash and an upgrade differ only in what the capsule holds. Order of an adoption: the old process is dead; the file
+ * system has read its own sections and claimed its arena runs; `start()`: the spills of slots and parked requests are claimed,
+ * `fileSystem.init`, stored replies are written, requests that were taken are handed out again, then the first read(2).
+ *
+ * A method that the file system lacks is answered so (ENOSYS is never sent, nor passed on: the kernel remembers it for the life
+ * of the mount, so no later version of the server could offer the call):
+ *
+ *   open, opendir              success with fh 0
+ *   flush, release, releasedir, fsync, fsyncdir, syncfs, access      success
+ *   forget                     nothing
+ *   statx                      from getattr
+ *   lseek                      SEEK_DATA, SEEK_HOLE from getattr: data up to the size, then a hole
+ *   statfs                     zeros, block size 4096, names of 255 bytes
+ *   listxattr                  empty
+ *   poll                       always ready for reading and writing
+ *   getlk, setlk               the INIT flags are not set: the kernel keeps the locks itself
+ *   readlink, bmap             EINVAL
+ *   ioctl                      ENOTTY
+ *   readdir                    ENOTDIR
+ *   symlink, mknod, mkdir, unlink, rmdir, rename, link        EPERM
+ *   all others                 EOPNOTSUPP
+ */
+import { readFileSync } from 'node:fs';
+import {
+  copyBytes,
+  cstringLength,
+  DirentWriter,
+  EXPIRE_ONLY,
+  F_UNLCK,
+  FSYNC_FDATASYNC,
+  GETATTR_FH,
+  IN_GID,
+  IN_HEADER,
+  IN_NODEID,
+  IN_OPCODE,
+  IN_PID,
+  IN_UID,
+  INIT,
+  type InitOut,
+  initIn,
+  ioctlIn,
+  KERNEL_MAJOR,
+  KERNEL_MINOR,
+  lockIn,
+  NOTIFY,
+  notifyBare,
+  notifyDelete,
+  notifyInvalEntry,
+  notifyInvalInode,
+  notifyPrune,
+  notifyStore,
+  OLDEST_MINOR,
+  OP,
+  OPEN_KILL_SUIDGID,
+  OUT_HEADER,
+  opcodeName,
+  PAGE,
+  put64,
+  putAttrOut,
+  putEntryOut,
+  putInitOut,
+  putLockOut,
+  putOpenOut,
+  putStatfsOut,
+  putStatxOut,
+  READ_LOCKOWNER,
+  RELEASE_FLOCK_UNLOCK,
+  SETXATTR_ACL_KILL_SGID,
+  setattrIn,
+  u64,
+  WRITE_CACHE,
+  WRITE_KILL_SUIDGID,
+  WRITE_LOCKOWNER,
+  WRITE_PREFIX,
+} from './abi.ts';
+import type { Blob, Capsule } from './capsule-types.ts';
+import { Device, type DeviceStats, type Receiver } from './device.ts';
+import {
+  E2BIG,
+  EBUSY,
+  EFBIG,
+  EINVAL,
+  EIO,
+  ENOTDIR,
+  ENOTTY,
+  ENXIO,
+  EOPNOTSUPP,
+  EPERM,
+  EPROTO,
+  ERANGE,
+  Errno,
+  errnoOf,
+} from './errno.ts';
+import { APPLIED, INTERRUPTED, REPLY, SLOTS, Slots } from './slots.ts';
+import type { Memory } from './sys.ts';
+import type {
+  AttrOut,
+  Connection,
+  Context,
+  CreateOut,
+  EntryOut,
+  FileSystem,
+  Interrupt,
+  Name,
+  Notifier,
+  Op,
+  OpenOut,
+  ReadOut,
+  Reply,
+  WriteData,
+} from './types.ts';
+
+// --- INIT ---------------------------------------------------------------------------------------------------------
+
+/** What is asked for when the caller says nothing; each flag only where the kernel offers it. */
+export const DEFAULT_FLAGS =
+  INIT.ASYNC_READ |
+  INIT.POSIX_LOCKS |
+  INIT.ATOMIC_O_TRUNC |
+  INIT.EXPORT_SUPPORT |
+  INIT.BIG_WRITES |
+  INIT.DONT_MASK |
+  INIT.FLOCK_LOCKS |
+  INIT.HAS_IOCTL_DIR |
+  INIT.DO_READDIRPLUS |
+  INIT.READDIRPLUS_AUTO |
+  INIT.ASYNC_DIO |
+  INIT.PARALLEL_DIROPS |
+  INIT.HANDLE_KILLPRIV_V2 |
+  INIT.MAX_PAGES |
+  INIT.CACHE_SYMLINKS |
+  INIT.EXPLICIT_INVAL_DATA |
+  INIT.SETXATTR_EXT |
+  INIT.HAS_RESEND;
+
+/** Flags that would need what this server does not do (rings, splices, extensions of requests). */
+const NEVER =
+  INIT.FILE_OPS |
+  INIT.SPLICE_WRITE |
+  INIT.SPLICE_MOVE |
+  INIT.SPLICE_READ |
+  INIT.MAP_ALIGNMENT |
+  INIT.SUBMOUNTS |
+  INIT.SECURITY_CTX |
+  INIT.HAS_INODE_DAX |
+  INIT.CREATE_SUPP_GROUP |
+  INIT.PASSTHROUGH |
+  INIT.OVER_IO_URING |
+  INIT.REQUEST_TIMEOUT;
+
+export interface InitOptions {
+  /** Wanted flags ({@link INIT}); those in force are in Connection.flags. Default {@link DEFAULT_FLAGS}. */
+  flags?: bigint;
+  /** Bytes of the largest WRITE, default 1 MiB; the kernel also limits it by fs.fuse.max_pages_limit. */
+  maxWrite?: number;
+  /** Bytes, default what the kernel offers. */
+  maxReadahead?: number;
+  /** Background requests (read-ahead, asynchronous I/O, RELEASE) that the kernel sends at once, default 64, and from where on it holds back. */
+  maxBackground?: number;
+  congestionThreshold?: number;
+}
+
+const MIB = 1 << 20;
+/** Bytes of a request beside WRITE that must fit: the largest xattr (64 KiB) and its name. */
+const LARGEST_OTHER = 72 << 10;
+
+/** The answer to INIT: pure. */
+export function negotiate(
+  kernel: { major: number; minor: number; maxReadahead: number; flags: bigint },
+  options: InitOptions,
+  locks: boolean,
+): InitOut {
+  let flags = (options.flags ?? DEFAULT_FLAGS) & ~NEVER;
+  if (!locks) flags &= ~(INIT.POSIX_LOCKS | INIT.FLOCK_LOCKS);
+  flags = (flags | INIT.INIT_EXT | INIT.MAX_PAGES | INIT.BIG_WRITES) & kernel.flags;
+  let maxWrite = Math.max(PAGE, options.maxWrite ?? MIB);
+  if (!(flags & INIT.MAX_PAGES)) maxWrite = Math.min(maxWrite, 32 * PAGE);
+  const maxBackground = options.maxBackground ?? 64;
+  return {
+    major: KERNEL_MAJOR,
+    minor: Math.min(kernel.minor, KERNEL_MINOR),
+    maxReadahead: Math.min(kernel.maxReadahead, options.maxReadahead ?? kernel.maxReadahead),
+    flags,
+    maxBackground,
+    congestionThreshold: options.congestionThreshold ?? Math.floor((maxBackground * 3) / 4),
+    maxWrite,
+    timeGran: 1,
+    maxPages: Math.min(0xffff, Math.ceil(maxWrite / PAGE)),
+  };
+}
+
+// Blob "fuse.connection", 40 bytes: format u32 (1), major u32, minor u32, max_write u32, max_readahead u32, padding u32, flags u64.
+const CONNECTION_BLOB = 40;
+
+function encodeConnection(c: Connection): Uint8Array {
+  const bytes = new Uint8Array(CONNECTION_BLOB);
+  const view = new DataView(bytes.buffer);
+  for (const [i, value] of [1, c.major, c.minor, c.maxWrite, c.maxReadahead, 0].entries())
+    view.setUint32(4 * i, value, true);
+  view.setBigUint64(24, c.flags, true);
+  return bytes;
+}
+
+/** Decodes the blob `fuse.connection` of a capsule (also for `status`). */
+export function decodeConnection(bytes: Uint8Array): Connection {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (bytes.length < CONNECTION_BLOB || view.getUint32(0, true) !== 1)
+    throw EPROTO.because(`INIT parameters in the capsule have format ${view.getUint32(0, true)}`);
+  return {
+    major: view.getUint32(4, true),
+    minor: view.getUint32(8, true),
+    maxWrite: view.getUint32(12, true),
+    maxReadahead: view.getUint32(16, true),
+    flags: view.getBigUint64(24, true),
+  };
+}
+
+// --- Public -------------------------------------------------------------------------------------------------------
+
+export type Log = (level: 'error' | 'warn' | 'info' | 'debug', message: string, cause?: unknown) => void;
+
+export interface ServeOptions {
+  /** A mounted /dev/fuse, non-blocking or not (it is made so). */
+  fd: number;
+  capsule: Capsule;
+  fileSystem: FileSystem;
+  init?: InitOptions;
+  /**
+   * The connection was initialised by a server whose capsule cannot be used: its parameters. The requests that that server
+   * took are asked for again (RESEND); reads and look-ups among them are carried out, mutations answered EIO, since their outcome is unknown.
+   */
+  orphan?: Connection;
+  /** Longest busy poll after a request, microseconds; default 100, 0 = none. */
+  spin?: number;
+  log?: Log;
+}
+
+export interface SessionStats {
+  /** Requests answered, and of those with an error. */
+  answered: number;
+  failed: number;
+  /** Handed to the file system and not answered (parked ones included). */
+  inFlight: number;
+  parked: number;
+  /** Parked because no slot was free. */
+  queued: number;
+  slots: { used: number; total: number };
+  interrupts: number;
+  forgets: number;
+  /** Requests carried over by `start()`: answered from a stored reply, handed out again, waiting in the parked table. */
+  adopted: { answered: number; repeated: number; parked: number };
+  device: Readonly<DeviceStats>;
+}
+
+/** More than {@link Notifier}: what a caller of the library may use. Each answers false where the kernel has no such message, ENOENT (nothing cached) included. */
+export interface FullNotifier extends Notifier {
+  /** Puts data into the page cache of a cached inode. */
+  store(nodeid: number, offset: number, data: Uint8Array): Promise<boolean>;
+  /** FUSE_NOTIFY_PRUNE (7.45): drops unused inodes from the kernel's cache. */
+  prune(nodeids: readonly number[]): Promise<boolean>;
+  /** FUSE_NOTIFY_RESEND (7.40). */
+  resend(): Promise<boolean>;
+}
+
+export interface Session {
+  /** Undefined until INIT was answered. */
+  readonly connection: Connection | undefined;
+  readonly notify: FullNotifier;
+  readonly stats: SessionStats;
+  /** The request memory is locked; false: not allowed (RLIMIT_MEMLOCK), populated only. */
+  readonly locked: boolean;
+  /** Adopts what the capsule holds and begins to read. Settles when the first read(2) may come; throws what `fileSystem.init` throws. */
+  start(): Promise<void>;
+  /** No request is read from now on; those that were taken go on. For a planned take-over. */
+  stopReading(): void;
+  /** After stopReading: the take-over was called off. */
+  resumeReading(): void;
+  /** Settles after the mount is gone and `fileSystem.destroy` is done. */
+  readonly done: Promise<void>;
+}
+
+export function serve(options: ServeOptions): Session {
+  return new Server(options);
+}
+
+// --- Requests -----------------------------------------------------------------------------------------------------
+
+const NO_BYTES = new Uint8Array(0);
+
+/** A request and its {@link Context}. The bytes are where slots.ts put them; everything that outlives the dispatch is copied. */
+class Request implements Context, Interrupt {
+  readonly server: Server;
+  /** Slot, or -1 while parked. */
+  slot: number;
+  parked = -1;
+  view!: DataView;
+  bytes!: Uint8Array;
+  at = 0;
+  length = 0;
+  spill = -1;
+  spillLength = 0;
+  opcode = 0;
+  nodeid = 0;
+  uid = 0;
+  gid = 0;
+  pid = 0;
+  op: Op;
+  replay = false;
+  fired = false;
+  answered = false;
+  /** The spill belongs to the file system. */
+  dataTaken = false;
+  /** Bytes that the caller has room for (READ, READDIR, xattrs). */
+  size = 0;
+  /** Node id that the reply counts as looked up. */
+  looked = 0;
+  /** READDIR: the buffer and its writer. */
+  memory: Memory | undefined;
+  writer: DirentWriter | undefined;
+  #settled: Promise<void> | undefined;
+  #settle: (() => void) | undefined;
+
+  constructor(server: Server, slot: number) {
+    this.server = server;
+    this.slot = slot;
+    const { slots } = server;
+    slots.bytesOf(slots.slots, slot, this);
+    const { view, at } = this;
+    this.opcode = view.getUint32(at + IN_OPCODE, true);
+    this.nodeid = u64(view, at + IN_NODEID);
+    this.uid = view.getUint32(at + IN_UID, true);
+    this.gid = view.getUint32(at + IN_GID, true);
+    this.pid = view.getUint32(at + IN_PID, true);
+    this.op = { kind: 0, slot, seq: slots.seq(slot) };
+  }
+
+  /** First byte of the body in `view`. */
+  get body(): number {
+    return this.at + IN_HEADER;
+  }
+  get end(): number {
+    return this.at + this.length;
+  }
+  u32(at: number): number {
+    return this.view.getUint32(this.at + IN_HEADER + at, true);
+  }
+  u64(at: number): number {
+    return u64(this.view, this.at + IN_HEADER + at);
+  }
+  big(at: number): bigint {
+    return this.view.getBigUint64(this.at + IN_HEADER + at, true);
+  }
+  /** The string at `at` of the body. */
+  name(at: number): Name {
+    const start = this.at + IN_HEADER + at;
+    return copyBytes(this.bytes, start, cstringLength(this.bytes, start, this.at + this.length));
+  }
+
+  get unique(): bigint {
+    const { slots } = this.server;
+    const from = this.slot >= 0 ? slots.slots : slots.parked;
+    const index = this.slot >= 0 ? this.slot : this.parked;
+    return (BigInt(slots.uniqueHi(from, index) & 0x7fff_ffff) << 32n) | BigInt(slots.uniqueLo(from, index));
+  }
+
+  get interrupt(): Interrupt {
+    return this;
+  }
+  get promise(): Promise<void> {
+    this.#settled ??= this.fired
+      ? Promise.resolve()
+      : new Promise(resolve => {
+          this.#settle = resolve;
+        });
+    return this.#settled;
+  }
+  fire(): void {
+    if (this.fired) return;
+    this.fired = true;
+    this.#settle?.();
+  }
+  callerIsDying(): boolean {
+    return this.server.ended || (this.pid !== 0 && isDying(this.pid));
+  }
+
+  park(): void {
+    if (this.slot >= 0 && !this.answered) this.server.park(this);
+  }
+  unpark(): Promise<Op> {
+    return this.slot >= 0 ? Promise.resolve(this.op) : this.server.unpark(this);
+  }
+}
+
+/** SIGKILL is pending for the thread (any fatal signal ends up so), or it is gone. */
+function isDying(pid: number): boolean {
+  let status: string;
+  try {
+    status = readFileSync(`/proc/${pid}/status`, 'latin1');
+  } catch {
+    return true; // no such process any more
+  }
+  for (const [, mask] of status.matchAll(/^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)$/gm)) {
+    if (Number.parseInt(mask!.slice(-4), 16) & 0x100) return true;
+  }
+  return /^State:\s*[ZX]/m.test(status);
+}
+
+/** Data of a WRITE that is on pages of its own, or (short) a copy. */
+class LandedData implements WriteData {
+  readonly bytes: Uint8Array;
+  readonly #request: Request;
+  constructor(request: Request, size: number) {
+    this.#request = request;
+    const { spill, bytes, at } = request;
+    if (spill < 0) this.bytes = copyBytes(bytes, at + WRITE_PREFIX, size);
+    else this.bytes = request.server.slots.arena.bytes.subarray(spill, spill + size);
+  }
+  take(): number | undefined {
+    const request = this.#request;
+    if (request.answered) throw EBUSY.because('data of a WRITE taken after its answer');
+    if (request.spill < 0) return undefined;
+    request.dataTaken = true;
+    return request.spill;
+  }
+}
+
+// --- Opcodes ------------------------------------------------------------------------------------------------------
+
+/** How an opcode is carried out and answered: `encode` fills the payload (at most 304 bytes) at `at` and answers its length, or sends by itself and answers -1. */
+interface Handler<T = unknown> {
+  run(fs: FileSystem, r: Request): Reply<T>;
+  encode(r: Request, value: T, view: DataView, at: number): number;
+}
+
+const handlers: (Handler<never> | undefined)[] = [];
+
+function on<T>(opcode: number, run: Handler<T>['run'], encode: Handler<T>['encode']): void {
+  handlers[opcode] = { run, encode } as Handler<never>;
+}
+
+const nothing = (): number => 0;
+
+function entry(r: Request, out: EntryOut, view: DataView, at: number): number {
+  r.looked = out.nodeid;
+  return putEntryOut(view, at, out);
+}
+function created(r: Request, out: CreateOut, view: DataView, at: number): number {
+  const n = entry(r, out, view, at);
+  return n + putOpenOut(view, at + n, out);
+}
+const attributes = (_: Request, out: AttrOut, view: DataView, at: number): number => putAttrOut(view, at, out);
+const opened = (_: Request, out: OpenOut, view: DataView, at: number): number => putOpenOut(view, at, out);
+/** u32 and padding: fuse_write_out, fuse_getxattr_out, fuse_poll_out. */
+function word(_: Request, value: number, view: DataView, at: number): number {
+  view.setUint32(at, value, true);
+  view.setUint32(at + 4, 0, true);
+  return 8;
+}
+function long(_: Request, value: number, view: DataView, at: number): number {
+  put64(view, at, value);
+  return 8;
+}
+const noHandle: OpenOut = { fh: 0, flags: 0 };
+const MAX = Number.MAX_SAFE_INTEGER;
+
+on<EntryOut>(OP.LOOKUP, (fs, r) => fs.lookup(r, r.nodeid, r.name(0)), entry);
+on<AttrOut>(OP.GETATTR, (fs, r) => fs.getattr(r, r.nodeid, r.u32(0) & GETATTR_FH ? r.u64(8) : undefined), attributes);
+on<AttrOut>(
+  OP.SETATTR,
+  (fs, r) => {
+    if (!fs.setattr) throw EOPNOTSUPP;
+    const set = setattrIn(r.view, r.body);
+    if (set.size !== undefined && set.size > MAX) throw EFBIG;
+    return fs.setattr(r, r.nodeid, set);
+  },
+  attributes,
+);
+on<Uint8Array>(
+  OP.READLINK,
+  (fs, r) => {
+    if (!fs.readlink) throw EINVAL;
+    return fs.readlink(r, r.nodeid);
+  },
+  (r, target, view, at) => r.server.sendBytes(r, target, view, at),
+);
+on<EntryOut>(
+  OP.SYMLINK,
+  (fs, r) => {
+    if (!fs.symlink) throw EPERM;
+    const name = r.name(0);
+    return fs.symlink(r, r.nodeid, name, r.name(name.length + 1));
+  },
+  entry,
+);
+on<EntryOut>(
+  OP.MKNOD,
+  (fs, r) => {
+    if (!fs.mknod) throw EPERM;
+    return fs.mknod(r, r.nodeid, r.name(16), r.u32(0), r.u32(4), r.u32(8));
+  },
+  entry,
+);
+on<EntryOut>(
+  OP.MKDIR,
+  (fs, r) => {
+    if (!fs.mkdir) throw EPERM;
+    return fs.mkdir(r, r.nodeid, r.name(8), r.u32(0), r.u32(4));
+  },
+  entry,
+);
+on<void>(
+  OP.UNLINK,
+  (fs, r) => {
+    if (!fs.unlink) throw EPERM;
+    return fs.unlink(r, r.nodeid, r.name(0));
+  },
+  nothing,
+);
+on<void>(
+  OP.RMDIR,
+  (fs, r) => {
+    if (!fs.rmdir) throw EPERM;
+    return fs.rmdir(r, r.nodeid, r.name(0));
+  },
+  nothing,
+);
+function rename(fs: FileSystem, r: Request, at: number, flags: number): Reply<void> {
+  if (!fs.rename) throw EPERM;
+  const name = r.name(at);
+  return fs.rename(r, r.nodeid, name, r.u64(0), r.name(at + name.length + 1), flags);
+}
+on<void>(OP.RENAME, (fs, r) => rename(fs, r, 8, 0), nothing);
+on<void>(OP.RENAME2, (fs, r) => rename(fs, r, 16, r.u32(8)), nothing);
+on<EntryOut>(
+  OP.LINK,
+  (fs, r) => {
+    if (!fs.link) throw EPERM;
+    return fs.link(r, r.u64(0), r.nodeid, r.name(8));
+  },
+  entry,
+);
+on<OpenOut>(
+  OP.OPEN,
+  (fs, r) => fs.open?.(r, r.nodeid, r.u32(0), (r.u32(4) & OPEN_KILL_SUIDGID) !== 0) ?? noHandle,
+  opened,
+);
+on<CreateOut>(
+  OP.CREATE,
+  (fs, r) => {
+    if (!fs.create) throw EOPNOTSUPP;
+    const kill = (r.u32(12) & OPEN_KILL_SUIDGID) !== 0;
+    return fs.create(r, r.nodeid, r.name(16), r.u32(4), r.u32(8), r.u32(0), kill);
+  },
+  created,
+);
+on<CreateOut>(
+  OP.TMPFILE,
+  (fs, r) => {
+    if (!fs.tmpfile) throw EOPNOTSUPP;
+    return fs.tmpfile(r, r.nodeid, r.u32(4), r.u32(8), r.u32(0));
+  },
+  created,
+);
+on<ReadOut>(
+  OP.READ,
+  (fs, r) => {
+    if (!fs.read) throw EOPNOTSUPP;
+    const offset = r.u64(8);
+    r.size = r.u32(16);
+    if (offset > MAX) return NO_BYTES;
+    return fs.read(r, r.nodeid, {
+      fh: r.u64(0),
+      offset,
+      size: r.size,
+      flags: r.u32(32),
+      ...(r.u32(20) & READ_LOCKOWNER ? { lockOwner: r.big(24) } : undefined),
+    });
+  },
+  (r, data, view, at) =>
+    data instanceof Uint8Array ? r.server.sendBytes(r, data, view, at) : r.server.sendPieces(r, data),
+);
+on<number>(
+  OP.WRITE,
+  (fs, r) => {
+    if (!fs.write) throw EOPNOTSUPP;
+    const offset = r.u64(8);
+    const size = r.u32(16);
+    const flags = r.u32(20);
+    if (size > r.length - WRITE_PREFIX) throw EINVAL.because(`WRITE of ${size} bytes in ${r.length}`);
+    if (offset + size > MAX) throw EFBIG;
+    return fs.write(r, r.nodeid, {
+      fh: r.u64(0),
+      offset,
+      flags: r.u32(32),
+      fromCache: (flags & WRITE_CACHE) !== 0,
+      killSuidgid: (flags & WRITE_KILL_SUIDGID) !== 0,
+      data: new LandedData(r, size),
+      ...(flags & WRITE_LOCKOWNER ? { lockOwner: r.big(24) } : undefined),
+    });
+  },
+  word,
+);
+on(
+  OP.STATFS,
+  (fs, r) =>
+    fs.statfs?.(r, r.nodeid) ?? {
+      blocks: 0,
+      bfree: 0,
+      bavail: 0,
+      files: 0,
+      ffree: 0,
+      bsize: PAGE,
+      namelen: 255,
+      frsize: PAGE,
+    },
+  (_, out, view, at) => putStatfsOut(view, at, out),
+);
+on<void>(
+  OP.RELEASE,
+  (fs, r) => fs.release?.(r, r.nodeid, r.u64(0), r.u32(8), r.big(16), (r.u32(12) & RELEASE_FLOCK_UNLOCK) !== 0),
+  nothing,
+);
+on<void>(OP.RELEASEDIR, (fs, r) => fs.releasedir?.(r, r.nodeid, r.u64(0)), nothing);
+on<void>(OP.FSYNC, (fs, r) => fs.fsync?.(r, r.nodeid, r.u64(0), (r.u32(8) & FSYNC_FDATASYNC) !== 0), nothing);
+on<void>(OP.FSYNCDIR, (fs, r) => fs.fsyncdir?.(r, r.nodeid, r.u64(0), (r.u32(8) & FSYNC_FDATASYNC) !== 0), nothing);
+on<void>(OP.FLUSH, (fs, r) => fs.flush?.(r, r.nodeid, r.u64(0), r.big(16)), nothing);
+on<void>(OP.SYNCFS, (fs, r) => fs.syncfs?.(r, r.nodeid), nothing);
+on<void>(OP.ACCESS, (fs, r) => fs.access?.(r, r.nodeid, r.u32(0)), nothing);
+on<void>(OP.DESTROY, () => undefined, nothing);
+on<OpenOut>(OP.OPENDIR, (fs, r) => fs.opendir?.(r, r.nodeid, r.u32(0)) ?? noHandle, opened);
+
+function readdir(fs: FileSystem, r: Request, plus: boolean): Reply<void> {
+  if (!fs.readdir) throw ENOTDIR;
+  const size = r.u32(16);
+  r.memory = r.server.device.buffer(OUT_HEADER + size);
+  r.writer = new DirentWriter(r.memory.view, r.memory.bytes, OUT_HEADER, size, plus);
+  return fs.readdir(r, r.nodeid, r.u64(0), r.u64(8), r.writer);
+}
+const listed = (r: Request): number => r.server.sendBuffer(r, r.writer!.length);
+on<void>(OP.READDIR, (fs, r) => readdir(fs, r, false), listed);
+on<void>(OP.READDIRPLUS, (fs, r) => readdir(fs, r, true), listed);
+
+on<void>(
+  OP.SETXATTR,
+  (fs, r) => {
+    if (!fs.setxattr) throw EOPNOTSUPP;
+    const size = r.u32(0);
+    const extended = r.server.setxattrExt;
+    const at = extended ? 16 : 8;
+    const name = r.name(at);
+    const start = r.body + at + name.length + 1;
+    if (start + size > r.end) throw E2BIG;
+    const kill = extended && (r.u32(8) & SETXATTR_ACL_KILL_SGID) !== 0;
+    return fs.setxattr(r, r.nodeid, name, copyBytes(r.bytes, start, size), r.u32(4), kill);
+  },
+  nothing,
+);
+/** With size 0 only the length is asked for. */
+function xattr(r: Request, value: Uint8Array, view: DataView, at: number): number {
+  if (r.size === 0) return word(r, value.length, view, at);
+  if (value.length > r.size) throw ERANGE;
+  return r.server.sendBytes(r, value, view, at);
+}
+on<Uint8Array>(
+  OP.GETXATTR,
+  (fs, r) => {
+    if (!fs.getxattr) throw EOPNOTSUPP;
+    r.size = r.u32(0);
+    return fs.getxattr(r, r.nodeid, r.name(8));
+  },
+  xattr,
+);
+on<readonly Name[]>(
+  OP.LISTXATTR,
+  (fs, r) => {
+    r.size = r.u32(0);
+    return fs.listxattr?.(r, r.nodeid) ?? [];
+  },
+  (r, names, view, at) => {
+    const list = new Uint8Array(names.reduce((sum, name) => sum + name.length + 1, 0));
+    let to = 0;
+    for (const name of names) {
+      list.set(name, to);
+      to += name.length + 1;
+    }
+    return xattr(r, list, view, at);
+  },
+);
+on<void>(
+  OP.REMOVEXATTR,
+  (fs, r) => {
+    if (!fs.removexattr) throw EOPNOTSUPP;
+    return fs.removexattr(r, r.nodeid, r.name(0));
+  },
+  nothing,
+);
+on(
+  OP.GETLK,
+  (fs, r) => {
+    if (!fs.getlk) throw EOPNOTSUPP;
+    return fs.getlk(r, r.nodeid, lockIn(r.view, r.body));
+  },
+  (_, lock, view, at) => putLockOut(view, at, lock),
+);
+function setlk(fs: FileSystem, r: Request, wait: boolean): Reply<void> {
+  if (!fs.setlk) throw EOPNOTSUPP;
+  return fs.setlk(r, r.nodeid, lockIn(r.view, r.body), wait);
+}
+on<void>(OP.SETLK, (fs, r) => setlk(fs, r, false), nothing);
+on<void>(OP.SETLKW, (fs, r) => setlk(fs, r, true), nothing);
+on<void>(
+  OP.FALLOCATE,
+  (fs, r) => {
+    if (!fs.fallocate) throw EOPNOTSUPP;
+    const offset = r.u64(8);
+    const length = r.u64(16);
+    if (offset + length > MAX) throw EFBIG;
+    return fs.fallocate(r, r.nodeid, r.u64(0), offset, length, r.u32(24));
+  },
+  nothing,
+);
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
+on<number>(
+  OP.LSEEK,
+  (fs, r) => {
+    const fh = r.u64(0);
+    const offset = r.u64(8);
+    const whence = r.u32(16);
+    if (fs.lseek) return fs.lseek(r, r.nodeid, fh, offset, whence);
+    if (whence !== SEEK_DATA && whence !== SEEK_HOLE) throw EINVAL;
+    return then(fs.getattr(r, r.nodeid, fh), ({ attr }) => {
+      if (offset >= attr.size) throw ENXIO;
+      return whence === SEEK_DATA ? offset : attr.size;
+    });
+  },
+  long,
+);
+function copyRange(fs: FileSystem, r: Request): Reply<number> {
+  if (!fs.copyFileRange) throw EOPNOTSUPP;
+  const from = r.u64(8);
+  const to = r.u64(32);
+  const length = r.u64(40);
+  if (from > MAX) return 0;
+  if (to > MAX) throw EFBIG;
+  return fs.copyFileRange(r, r.nodeid, r.u64(0), from, r.u64(16), r.u64(24), to, length, r.u32(48));
+}
+/** The old opcode's answer has 32 bits: what it copies in one call stays below. */
+const COPY_MAX = 0x7fff_f000;
+on<number>(
+  OP.COPY_FILE_RANGE,
+  (fs, r) => {
+    if (r.u64(40) > COPY_MAX) put64(r.view, r.body + 40, COPY_MAX);
+    return copyRange(fs, r);
+  },
+  word,
+);
+on<number>(OP.COPY_FILE_RANGE_64, copyRange, long);
+on(
+  OP.IOCTL,
+  (fs, r) => {
+    if (!fs.ioctl) throw ENOTTY;
+    const input = ioctlIn(r.view, r.bytes, r.body, r.end);
+    r.size = input.outSize;
+    return fs.ioctl(r, r.nodeid, input);
+  },
+  (r, { result, output }, view, at) => {
+    if (output.length > r.size) throw EIO.because(`ioctl output of ${output.length} bytes, room for ${r.size}`);
+    const head = output.length <= REPLY - OUT_HEADER - 16 ? undefined : new Uint8Array(16);
+    const to = head ? new DataView(head.buffer) : view;
+    const where = head ? 0 : at;
+    to.setInt32(where, result, true);
+    for (let i = 4; i < 16; i += 4) to.setUint32(where + i, 0, true);
+    if (head) return r.server.sendPieces(r, [head, output]);
+    for (let i = 0; i < output.length; i++) view.setUint8(at + 16 + i, output[i]!);
+    return 16 + output.length;
+  },
+);
+/** EPOLLIN, OUT, RDNORM, WRNORM */
+const ALWAYS_READY = 0x1 | 0x4 | 0x40 | 0x100;
+on<number>(OP.POLL, (fs, r) => fs.poll?.(r, r.nodeid, r.u64(0), r.u32(20)) ?? r.u32(20) & ALWAYS_READY, word);
+on<AttrOut>(
+  OP.STATX,
+  (fs, r) => {
+    const fh = r.u32(0) & GETATTR_FH ? r.u64(8) : undefined;
+    return fs.statx ? fs.statx(r, r.nodeid, fh, r.u32(16), r.u32(20)) : fs.getattr(r, r.nodeid, fh);
+  },
+  (_, out, view, at) => putStatxOut(view, at, out),
+);
+on<void>(
+  OP.BMAP,
+  () => {
+    throw EINVAL;
+  },
+  nothing,
+);
+
+/** What changes the volume: sent again to a server that does not know its outcome, it is answered EIO. */
+const mutates = new Set<number>([
+  OP.SETATTR,
+  OP.SYMLINK,
+  OP.MKNOD,
+  OP.MKDIR,
+  OP.UNLINK,
+  OP.RMDIR,
+  OP.RENAME,
+  OP.RENAME2,
+  OP.LINK,
+  OP.WRITE,
+  OP.SETXATTR,
+  OP.REMOVEXATTR,
+  OP.CREATE,
+  OP.TMPFILE,
+  OP.SETLK,
+  OP.SETLKW,
+  OP.FALLOCATE,
+  OP.COPY_FILE_RANGE,
+  OP.COPY_FILE_RANGE_64,
+  OP.IOCTL,
+]);
+const O_TRUNC = 0o1000;
+
+function isPromise<T>(value: Reply<T>): value is Promise<T> {
+  return value instanceof Promise || (typeof value === 'object' && value !== null && 'then' in value);
+}
+function then<T, U>(value: Reply<T>, f: (value: T) => U): Reply<U> {
+  return isPromise(value) ? value.then(f) : f(value);
+}
+
+// --- The server ---------------------------------------------------------------------------------------------------
+
+const TWO32 = 0x1_0000_0000;
+const ENOENT_WRITE = -2;
+const EINVAL_WRITE = -22;
+const ENODEV_WRITE = -19;
+/** FORGETs carried out between two looks at the clock. */
+const FORGET_SLICE = 256;
+/** What a request in flight has after the unmount to come to its end, before `destroy`. */
+const LAST_CALLS = 1000;
+
+class Server implements Session, Receiver {
+  readonly slots: Slots;
+  readonly device: Device;
+  readonly notify: FullNotifier;
+  readonly done: Promise<void>;
+  connection: Connection | undefined;
+  locked = false;
+  ended = false;
+  setxattrExt = false;
+  readonly #options: ServeOptions;
+  readonly #fs: FileSystem;
+  readonly #log: Log;
+  readonly #parameters: Blob;
+  readonly #requests: (Request | undefined)[] = new Array(SLOTS).fill(undefined);
+  /** Parked requests that the file system has. */
+  readonly #parked = new Map<number, Request>();
+  /** id → index of every record in the parked table. */
+  readonly #parkedIds = new Map<number, number>();
+  /** Parked records that wait for a slot to be handed out, in order. */
+  #queue: number[] = [];
+  #queueHead = 0;
+  /** Parked requests that want a slot again. */
+  #returning: { request: Request; resolve: (op: Op) => void }[] = [];
+  #forgetting = false;
+  /** A landed request finds neither slot nor parked record. */
+  #stuck = false;
+  #starting = false;
+  working = 0;
+  #answered = 0;
+  #failed = 0;
+  #interrupts = 0;
+  #forgets = 0;
+  #adopted = { answered: 0, repeated: 0, parked: 0 };
+  #finish!: () => void;
+
+  constructor(options: ServeOptions) {
+    this.#options = options;
+    this.#fs = options.fileSystem;
+    this.#log = options.log ?? defaultLog;
+    this.done = new Promise(resolve => {
+      this.#finish = resolve;
+    });
+    this.#parameters = options.capsule.blob('fuse.connection', CONNECTION_BLOB);
+    const stored = this.#parameters.get();
+    const known = stored ? decodeConnection(stored) : options.orphan;
+    const maxWrite = known?.maxWrite ?? Math.max(PAGE, options.init?.maxWrite ?? MIB);
+    this.slots = new Slots(options.capsule, Math.max(maxWrite, LARGEST_OTHER));
+    this.device = new Device(options.fd, this.slots, this, (options.spin ?? 100) / 1000);
+    this.notify = notifier(this.device, () => this.connection);
+    if (known) this.#connected(known);
+    if (!stored && known) this.#parameters.set(encodeConnection(known));
+  }
+
+  get stats(): SessionStats {
+    return {
+      answered: this.#answered,
+      failed: this.#failed,
+      inFlight: this.slots.used + this.#parked.size,
+      parked: this.slots.parkedCount,
+      queued: this.#queue.length - this.#queueHead,
+      slots: { used: this.slots.used, total: SLOTS },
+      interrupts: this.#interrupts,
+      forgets: this.#forgets,
+      adopted: this.#adopted,
+      device: this.device.stats,
+    };
+  }
+
+  async start(): Promise<void> {
+    if (this.#starting) throw EBUSY.because('start() is called once');
+    this.#starting = true;
+    this.locked = this.device.pin();
+    this.#dropTwin();
+    if (!this.slots.adoptLanding() && this.slots.landedLength !== 0) {
+      this.#log('warn', 'a request was only half copied when the server died: dropped, its caller has EIO');
+      this.slots.clearLanding();
+    }
+    this.#claimSpills();
+    if (this.connection) await this.#fs.init?.(this.connection, this.notify);
+    this.#replay();
+    if (this.slots.landedLength !== 0) this.received(this.slots.landedLength, true);
+    this.device.start();
+    if (this.#options.orphan) await this.notify.resend();
+  }
+
+  stopReading(): void {
+    this.device.stop();
+  }
+
+  resumeReading(): void {
+    if (!this.ended) this.device.start();
+  }
+
+  #connected(connection: Connection): void {
+    this.connection = connection;
+    this.setxattrExt = (connection.flags & INIT.SETXATTR_EXT) !== 0n;
+  }
+
+  // --- Adoption ---------------------------------------------------------------------------------------------------
+
+  /** A landed request that has its slot already (or is parked) counts only there. Before anything is claimed or answered. */
+  #dropTwin(): void {
+    const { slots } = this;
+    if (slots.landedLength < IN_HEADER) return;
+    const opcode = slots.landedOpcode;
+    if (opcode === OP.FORGET || opcode === OP.BATCH_FORGET || opcode === OP.INTERRUPT) return;
+    const [lo, hi] = [slots.landedUniqueLo, slots.landedUniqueHi];
+    if (slots.find(slots.slots, lo, hi) >= 0 || slots.find(slots.parked, lo, hi) >= 0) slots.clearLanding();
+  }
+
+  /** Spills whose run somebody has claimed already: their data was taken before the crash. */
+  readonly #foreign = new Set<number>();
+
+  #claimSpills(): void {
+    const { slots } = this;
+    for (const from of [slots.slots, slots.parked]) {
+      for (const index of from.records.live()) {
+        const spill = slots.spill(from, index);
+        if (!spill) continue;
+        if (from === slots.slots && from.records.state(index) === APPLIED) continue;
+        try {
+          slots.arena.claim(spill.offset, spill.length);
+        } catch (error) {
+          if (!(error instanceof Errno)) throw error;
+          this.#foreign.add(spill.offset);
+        }
+      }
+    }
+  }
+
+  /** Answers APPLIED slots again, hands TAKEN ones out again, queues what is parked. */
+  #replay(): void {
+    const { slots } = this;
+    const { slots: table, parked } = slots;
+    const taken: number[] = [];
+    const ids = new Set<number>();
+    for (const k of table.records.live()) {
+      ids.add(this.#id(slots.uniqueLo(table, k), slots.uniqueHi(table, k)));
+      if (table.records.state(k) === APPLIED) {
+        const n = this.device.write(slots.replyAddress(k), slots.replyLength(k));
+        if (n < 0 && n !== ENOENT_WRITE && n !== ENODEV_WRITE)
+          this.#log('error', `a stored reply is refused with errno ${-n}`);
+        slots.free(k);
+        this.#adopted.answered++;
+      } else taken.push(k);
+    }
+    const waiting: number[] = [];
+    for (const p of parked.records.live()) {
+      const id = this.#id(slots.uniqueLo(parked, p), slots.uniqueHi(parked, p));
+      if (ids.has(id)) slots.freeParked(p);
+      else {
+        this.#parkedIds.set(id, p);
+        waiting.push(p);
+      }
+    }
+    // By age, as far as ids tell it.
+    waiting.sort((a, b) => this.#idOf(parked, a) - this.#idOf(parked, b));
+    taken.sort((a, b) => this.#idOf(table, a) - this.#idOf(table, b));
+    this.#adopted.parked = waiting.length;
+    this.#replayed = new Set(waiting);
+    this.#queue = waiting;
+    this.#adopted.repeated = taken.length;
+    for (const k of taken) this.#dispatch(k, true);
+    this.#pump();
+  }
+
+  /** Parked records of the process before: their requests are replays. */
+  #replayed = new Set<number>();
+
+  #id(lo: number, hi: number): number {
+    return (hi & 0x7fff_ffff) * TWO32 + lo;
+  }
+  #idOf(from: Slots['slots'], index: number): number {
+    return this.#id(this.slots.uniqueLo(from, index), this.slots.uniqueHi(from, index));
+  }
+
+  // --- Taking requests ----------------------------------------------------------------------------------------------
+
+  ready(): 'ready' | 'soon' | 'blocked' {
+    if (this.#forgetting) {
+      this.#forget();
+      if (this.#forgetting) return 'soon';
+    }
+    if (this.#stuck) {
+      this.#stuck = false;
+      this.received(this.slots.landedLength);
+      if (this.#stuck) return 'blocked';
+    }
+    return 'ready';
+  }
+
+  received(length: number, replay = false): void {
+    const { slots } = this;
+    const opcode = slots.landedOpcode;
+    if (length !== slots.landedLength || length < IN_HEADER) {
+      this.trouble(`a request of ${length} bytes says ${slots.landedLength}: dropped`);
+      slots.clearLanding();
+      return;
+    }
+    switch (opcode) {
+      case OP.FORGET:
+      case OP.BATCH_FORGET:
+        this.#forgetting = true;
+        this.#forget();
+        return;
+      case OP.INTERRUPT:
+        this.#interrupts++;
+        this.#interrupt(slots.landedWord(IN_HEADER), slots.landedWord(IN_HEADER + 4));
+        slots.clearLanding();
+        return;
+      case OP.NOTIFY_REPLY:
+        slots.clearLanding();
+        return;
+    }
+    if (slots.landedUniqueHi >>> 31 !== 0 && this.#resent(opcode)) return;
+    const privileged =
+      opcode === OP.RELEASE ||
+      opcode === OP.RELEASEDIR ||
+      opcode === OP.FLUSH ||
+      ((opcode === OP.SETLK || opcode === OP.SETLKW) && slots.landedWord(IN_HEADER + 32) === F_UNLCK);
+    const k = slots.acquire(privileged);
+    if (k >= 0) {
+      slots.take(k);
+      this.#dispatch(k, replay);
+      return;
+    }
+    const id = this.#id(slots.landedUniqueLo, slots.landedUniqueHi);
+    const p = slots.queue();
+    if (p === undefined) {
+      this.#stuck = true;
+      return;
+    }
+    this.#parkedIds.set(id, p);
+    this.#queue.push(p);
+  }
+
+  /** Bit 63 is set: true when that settles it. */
+  #resent(opcode: number): boolean {
+    const { slots } = this;
+    const found = this.#find(slots.landedUniqueLo, slots.landedUniqueHi);
+    if (found) {
+      slots.markResent(found.from, found.index);
+      slots.clearLanding();
+      return true;
+    }
+    const truncates = opcode === OP.OPEN && (slots.landedWord(IN_HEADER) & O_TRUNC) !== 0;
+    if (!truncates && !mutates.has(opcode)) return false;
+    this.#log(
+      'error',
+      `${opcodeName[opcode] ?? opcode} was taken by a server that is gone, its outcome is unknown: EIO`,
+    );
+    const { view, address } = this.device.staging;
+    this.#header(view, 0, OUT_HEADER, EIO.errno, slots.landedUniqueLo, slots.landedUniqueHi);
+    this.device.write(address, OUT_HEADER);
+    slots.clearLanding();
+    return true;
+  }
+
+  #find(lo: number, hi: number): { from: Slots['slots']; index: number } | undefined {
+    const { slots } = this;
+    const k = slots.find(slots.slots, lo, hi);
+    if (k >= 0) return { from: slots.slots, index: k };
+    const p = this.#parkedIds.get(this.#id(lo, hi));
+    return p === undefined ? undefined : { from: slots.parked, index: p };
+  }
+
+  #forget(): void {
+    const { slots } = this;
+    const batch = slots.landedOpcode === OP.BATCH_FORGET;
+    const count = batch ? slots.landedWord(IN_HEADER) : 1;
+    const start = performance.now();
+    const fs = this.#fs;
+    if (fs.forget) {
+      for (let i = slots.progress; i < count; i++) {
+        if ((i & (FORGET_SLICE - 1)) === FORGET_SLICE - 1 && performance.now() - start > 1) return;
+        slots.progress = i + 1;
+        const at = batch ? IN_HEADER + 8 + 16 * i : IN_NODEID;
+        const next = batch ? at + 8 : IN_HEADER;
+        try {
+          fs.forget(
+            slots.landedWord(at + 4) * TWO32 + slots.landedWord(at),
+            slots.landedWord(next + 4) * TWO32 + slots.landedWord(next),
+          );
+        } catch (error) {
+          this.#log('error', 'forget failed', error);
+        }
+      }
+    }
+    this.#forgets += count;
+    this.#forgetting = false;
+    slots.clearLanding();
+  }
+
+  #interrupt(lo: number, hi: number): void {
+    const found = this.#find(lo, hi);
+    if (!found) return; // answered meanwhile
+    this.slots.setFlag(found.from, found.index, INTERRUPTED);
+    const request = found.from === this.slots.slots ? this.#requests[found.index] : this.#parked.get(found.index);
+    request?.fire();
+  }
+
+  #dispatch(k: number, replay: boolean): void {
+    const request = new Request(this, k);
+    const { slots } = this;
+    request.replay = replay;
+    if (slots.flags(slots.slots, k) & INTERRUPTED) request.fired = true;
+    if (replay && this.#foreign.delete(request.spill)) request.dataTaken = true;
+    this.#requests[k] = request;
+    this.working++;
+    this.#run(request);
+  }
+
+  #run(request: Request): void {
+    if (request.opcode === OP.INIT) {
+      this.#init(request).catch(error => this.#fail(request, error));
+      return;
+    }
+    const handler = handlers[request.opcode];
+    try {
+      if (!handler) throw EOPNOTSUPP.because(`opcode ${request.opcode}`);
+      const reply: Reply<never> = handler.run(this.#fs, request);
+      if (isPromise(reply)) {
+        reply.then(
+          value => this.#answer(request, handler, value),
+          error => this.#fail(request, error),
+        );
+      } else this.#answer(request, handler, reply);
+    } catch (error) {
+      this.#fail(request, error);
+    }
+  }
+
+  async #init(request: Request): Promise<void> {
+    const kernel = initIn(request.view, request.body);
+    const { view } = this.slots.slots;
+    const at = this.slots.replyOffset(request.slot) + OUT_HEADER;
+    if (kernel.major > KERNEL_MAJOR) {
+      // The kernel falls back to our major and sends another INIT.
+      for (let i = 0; i < 64; i += 4) view.setUint32(at + i, 0, true);
+      view.setUint32(at, KERNEL_MAJOR, true);
+      this.#send(request, 0, 64);
+      return;
+    }
+    if (kernel.major < KERNEL_MAJOR || kernel.minor < OLDEST_MINOR)
+      throw EPROTO.because(
+        `the kernel speaks FUSE ${kernel.major}.${kernel.minor}, 7.${OLDEST_MINOR} is the oldest served`,
+      );
+    const out = negotiate(kernel, this.#options.init ?? {}, this.#fs.setlk !== undefined);
+    if (!this.connection) {
+      const { major, minor, flags, maxWrite, maxReadahead } = out;
+      const connection = { major, minor, flags, maxWrite, maxReadahead };
+      await this.#fs.init?.(connection, this.notify);
+      // From here on an adopter calls init itself.
+      this.#parameters.set(encodeConnection(connection));
+      this.#connected(connection);
+    } else {
+      out.flags = this.connection.flags;
+      out.maxWrite = this.connection.maxWrite;
+      out.maxReadahead = this.connection.maxReadahead;
+      out.maxPages = Math.min(0xffff, Math.ceil(out.maxWrite / PAGE));
+    }
+    this.#send(request, 0, putInitOut(view, at, out));
+  }
+
+  // --- Parking ----------------------------------------------------------------------------------------------------
+
+  park(request: Request): void {
+    const k = request.slot;
+    const p = this.slots.park(k);
+    if (p === undefined) return; // no room: it keeps its slot
+    request.slot = -1;
+    request.parked = p;
+    this.#requests[k] = undefined;
+    this.#parked.set(p, request);
+    this.#parkedIds.set(this.#idOf(this.slots.parked, p), p);
+    this.working--;
+    this.#freed();
+  }
+
+  unpark(request: Request): Promise<Op> {
+    if (request.answered) return Promise.reject(EBUSY.because('unpark after the answer'));
+    return new Promise(resolve => {
+      this.#returning.push({ request, resolve });
+      this.#pump();
+    });
+  }
+
+  /** Gives free slots to those that wait for one. */
+  #pump(): void {
+    while (this.#returning.length > 0) {
+      const { request, resolve } = this.#returning[0]!;
+      if (request.slot < 0) {
+        const k = this.slots.acquire(false);
+        if (k < 0) return;
+        const p = request.parked;
+        this.#parkedIds.delete(this.#idOf(this.slots.parked, p));
+        this.#parked.delete(p);
+        this.slots.unpark(p, k);
+        request.slot = k;
+        request.parked = -1;
+        request.op = { kind: 0, slot: k, seq: this.slots.seq(k) };
+        this.#requests[k] = request;
+        this.working++;
+      }
+      this.#returning.shift();
+      resolve(request.op);
+    }
+    while (this.#queueHead < this.#queue.length) {
+      const k = this.slots.acquire(false);
+      if (k < 0) return;
+      const p = this.#queue[this.#queueHead++]!;
+      if (this.#queueHead > 1024 && this.#queueHead * 2 > this.#queue.length) {
+        this.#queue = this.#queue.slice(this.#queueHead);
+        this.#queueHead = 0;
+      }
+      this.#parkedIds.delete(this.#idOf(this.slots.parked, p));
+      this.slots.unpark(p, k);
+      this.#dispatch(k, this.#replayed.delete(p));
+    }
+  }
+
+  #freed(): void {
+    if (this.#returning.length > 0 || this.#queueHead < this.#queue.length) {
+      if (!this.#pumping) {
+        this.#pumping = true;
+        queueMicrotask(() => {
+          this.#pumping = false;
+          this.#pump();
+        });
+      }
+    }
+    if (this.#stuck) this.device.wake();
+  }
+  #pumping = false;
+
+  // --- Answering --------------------------------------------------------------------------------------------------
+
+  #answer(request: Request, handler: Handler<never>, value: never): void {
+    try {
+      const slot = request.slot;
+      const view = slot >= 0 ? this.slots.slots.view : this.device.staging.view;
+      const at = slot >= 0 ? this.slots.replyOffset(slot) : 0;
+      const length = handler.encode(request, value, view, at + OUT_HEADER);
+      if (length >= 0) this.#send(request, 0, length);
+    } catch (error) {
+      this.#fail(request, error);
+    }
+  }
+
+  #fail(request: Request, error: unknown): void {
+    if (request.answered) {
+      this.#log('error', `${opcodeName[request.opcode]}: error after the answer`, error);
+      return;
+    }
+    let errno: number;
+    if (error instanceof Errno) {
+      errno = error.errno;
+      if (errno === 38) errno = EOPNOTSUPP.errno;
+      if (errno === 4 && !request.fired && !this.ended) {
+        this.#log('error', `${opcodeName[request.opcode]} ended with EINTR though nobody interrupted it: EIO`, error);
+        errno = EIO.errno;
+      }
+      if (errno <= 0 || errno >= 512) errno = EIO.errno;
+      if (errno === EIO.errno && error !== EIO) this.#log('error', `${opcodeName[request.opcode]}: EIO`, error);
+    } else {
+      errno = EIO.errno;
+      this.#log('error', `${opcodeName[request.opcode] ?? request.opcode} failed, answered EIO`, error);
+    }
+    this.#send(request, errno, 0);
+  }
+
+  #header(view: DataView, at: number, length: number, errno: number, lo: number, hi: number): void {
+    view.setUint32(at, length, true);
+    view.setInt32(at + 4, -errno, true);
+    view.setUint32(at + 8, lo, true);
+    view.setUint32(at + 12, hi, true);
+  }
+
+  /** Header of the reply, in the slot or (parked) in the staging page; answers its address. */
+  #prepare(request: Request, errno: number, length: number): number {
+    const { slots, device } = this;
+    const k = request.slot;
+    if (k >= 0) {
+      const table = slots.slots;
+      this.#header(table.view, slots.replyOffset(k), length, errno, slots.uniqueLo(table, k), slots.uniqueHi(table, k));
+      return slots.replyAddress(k);
+    }
+    const { parked } = slots;
+    const p = request.parked;
+    this.#header(device.staging.view, 0, length, errno, slots.uniqueLo(parked, p), slots.uniqueHi(parked, p));
+    return device.staging.address;
+  }
+
+  /** A reply of `payload` bytes that is in place: stored (APPLIED), written, slot free. */
+  #send(request: Request, errno: number, payload: number): void {
+    const length = OUT_HEADER + payload;
+    const address = this.#prepare(request, errno, length);
+    if (request.slot >= 0) this.slots.applied(request.slot, length);
+    this.#written(request, this.device.write(address, length), errno);
+  }
+
+  /** Sends bytes: short ones by way of the slot (-> their length), others from where they are (-> -1). */
+  sendBytes(request: Request, data: Uint8Array, view: DataView, at: number): number {
+    const n = data.length;
+    if (n > REPLY - OUT_HEADER) return this.sendPieces(request, [data]);
+    if (request.opcode === OP.READ && n > request.size) throw tooLong(n, request.size);
+    for (let i = 0; i < n; i++) view.setUint8(at + i, data[i]!);
+    return n;
+  }
+
+  /** Sends data from where it is. Not stored: the request only reads, so it can be repeated. */
+  sendPieces(request: Request, pieces: readonly Uint8Array[]): number {
+    let total = 0;
+    for (const piece of pieces) total += piece.length;
+    if (request.opcode === OP.READ && total > request.size) throw tooLong(total, request.size);
+    const address = this.#prepare(request, 0, OUT_HEADER + total);
+    this.#written(request, this.device.writeData(address, pieces, total), 0);
+    return -1;
+  }
+
+  /** Sends the READDIR buffer. */
+  sendBuffer(request: Request, length: number): number {
+    const memory = request.memory!;
+    const { slots } = this;
+    const from = request.slot >= 0 ? slots.slots : slots.parked;
+    const index = request.slot >= 0 ? request.slot : request.parked;
+    this.#header(memory.view, 0, OUT_HEADER + length, 0, slots.uniqueLo(from, index), slots.uniqueHi(from, index));
+    this.#written(request, this.device.write(memory.address, OUT_HEADER + length), 0);
+    return -1;
+  }
+
+  /** After the write(2) of a reply. */
+  #written(request: Request, result: number, errno: number): void {
+    request.answered = true;
+    this.#answered++;
+    if (errno !== 0) this.#failed++;
+    if (result < 0) this.#refused(request, result);
+    if (request.memory) this.device.release(request.memory);
+    const { slots } = this;
+    if (request.spill >= 0 && !request.dataTaken) slots.arena.free(request.spill, request.spillLength);
+    if (request.slot >= 0) {
+      this.#requests[request.slot] = undefined;
+      slots.free(request.slot);
+      this.working--;
+    } else {
+      this.#parkedIds.delete(this.#idOf(slots.parked, request.parked));
+      this.#parked.delete(request.parked);
+      slots.freeParked(request.parked);
+    }
+    this.device.answered();
+    this.#freed();
+  }
+
+  /** The kernel did not take the reply: ENOENT (already answered, or gone) is final, and no look-up was counted. */
+  #refused(request: Request, result: number): void {
+    if (result === ENOENT_WRITE) {
+      if (request.looked !== 0) this.#fs.forget?.(request.looked, 1);
+      for (const nodeid of request.writer?.looked ?? []) this.#fs.forget?.(nodeid, 1);
+      return;
+    }
+    if (result === ENODEV_WRITE) return;
+    this.#log('error', `reply to ${opcodeName[request.opcode]} is refused with errno ${-result}`);
+    if (result !== EINVAL_WRITE) return;
+    // A malformed reply can leave the request unanswered; this one cannot be malformed.
+    this.device.write(this.#prepare(request, EIO.errno, OUT_HEADER), OUT_HEADER);
+  }
+
+  // --- The end ----------------------------------------------------------------------------------------------------
+
+  trouble(message: string): void {
+    this.#log('error', message);
+  }
+
+  gone(errno: number): void {
+    if (this.ended) return;
+    this.ended = true;
+    if (errno === EPERM.errno || errno === EINVAL.errno)
+      this.#log('error', `read of /dev/fuse fails with errno ${errno}`, errnoOf(errno));
+    for (const request of this.#requests) request?.fire();
+    for (const request of this.#parked.values()) request.fire();
+    this.#end().catch(error => this.#log('error', 'destroy failed', error));
+  }
+
+  async #end(): Promise<void> {
+    const until = performance.now() + LAST_CALLS;
+    while (this.working > 0 && performance.now() < until) await new Promise(resolve => setTimeout(resolve, 5));
+    try {
+      await this.#fs.destroy?.();
+    } finally {
+      this.#finish();
+    }
+  }
+}
+
+function tooLong(n: number, size: number): Errno {
+  return EIO.because(`read answers ${n} bytes, ${size} were asked for`);
+}
+
+function defaultLog(level: string, message: string, cause?: unknown): void {
+  if (level === 'debug') return;
+  if (cause === undefined) console.error(`fuse: ${message}`);
+  else console.error(`fuse: ${message}:`, cause);
+}
+
+// --- Notifications ------------------------------------------------------------------------------------------------
+
+function notifier(device: Device, connection: () => Connection | undefined): FullNotifier {
+  const minor = (): number => connection()?.minor ?? 0;
+  const send = async (message: Uint8Array): Promise<boolean> => (await device.notify(message)) >= 0;
+  return {
+    async invalInode(nodeid, offset, length) {
+      await send(notifyInvalInode(nodeid, offset, length));
+    },
+    async invalEntry(parent, name) {
+      await send(notifyInvalEntry(parent, name, 0));
+    },
+    async expireEntry(parent, name) {
+      await send(notifyInvalEntry(parent, name, minor() >= 38 ? EXPIRE_ONLY : 0));
+    },
+    async delete(parent, child, name) {
+      await send(notifyDelete(parent, child, name));
+    },
+    async incEpoch() {
+      return minor() >= 44 && send(notifyBare(NOTIFY.INC_EPOCH));
+    },
+    store: (nodeid, offset, data) => send(notifyStore(nodeid, offset, data)),
+    async prune(nodeids) {
+      return minor() >= 45 && nodeids.length > 0 && send(notifyPrune(nodeids));
+    },
+    async resend() {
+      return minor() >= 40 && send(notifyBare(NOTIFY.RESEND));
+    },
+  };
+}
