@@ -1,0 +1,330 @@
+/**
+ * Long random sequences of system calls on two directories at once, every result compared. The second directory is the reference (ext4,
+ * or another local file system).
+ *
+ *   node differential.ts --a DIR --b DIR [--seed N] [--ops N] [--runs N] [--no-shrink] [--ignore WHAT,…] [--print]
+ *
+ * What may differ and is not compared: sizes of directories, blocks, inode and device numbers, the order of entries, where exactly
+ * SEEK_DATA and SEEK_HOLE point (checked against the bytes instead), access times (mounts choose noatime or relatime), the lengths of
+ * single copy_file_range answers, and the error of opening a device (EACCES on a nodev mount). --ignore names more: `dir-times` (mounts
+ * that renew a directory's times only now and then), `xattr`, `times`, or the name of a call, which then is not made.
+ */
+import { type ChildProcess, fork } from 'node:child_process';
+import { mkdirSync, mkdtempSync } from 'node:fs';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { type Random, seeded } from '../support/random.ts';
+import { removeTree } from '../support/remove.ts';
+import { type Knowledge, nextStep } from './generate.ts';
+import { type Observed, type Operation, type Reply, type Request, type Step, touched } from './operations.ts';
+
+export interface Options {
+  /** Under test. */
+  a: string;
+  /** Reference. */
+  b: string;
+  seed: number;
+  operations: number;
+  ignore?: readonly string[];
+  /** ms one call may take. */
+  patience?: number;
+}
+
+export interface Difference {
+  step: Step | undefined;
+  index: number;
+  what: string;
+  steps: Step[];
+}
+
+export interface Summary {
+  operations: number;
+  succeeded: number;
+  perCall: Map<string, [made: number, succeeded: number]>;
+}
+
+class Hang extends Error {}
+
+/** Processes of one side: root (the observer), two users who share a group, another root. Without root: four of the same user. */
+const USERS: [number, number, string][] =
+  process.getuid?.() === 0
+    ? [
+        [0, 0, ''],
+        [1001, 1001, '2001'],
+        [1002, 1001, ''],
+        [0, 0, ''],
+      ]
+    : Array.from({ length: 4 }, () => [process.getuid?.() ?? 0, process.getgid?.() ?? 0, '']);
+
+interface Side {
+  name: string;
+  base: string;
+  actors: ChildProcess[];
+}
+
+function openSide(name: string, parent: string): Side {
+  const base = mkdtempSync(join(parent, 'differential-'));
+  const actors = USERS.map(([uid, gid, groups]) =>
+    fork(
+      join(import.meta.dirname, 'actor.ts'),
+      [base, String(process.getuid?.() === 0 ? uid : 0), String(gid), groups],
+      {
+        serialization: 'json',
+        execArgv: ['--disable-warning=ExperimentalWarning'],
+      },
+    ),
+  );
+  return { name, base, actors };
+}
+
+function closeSide(side: Side): void {
+  for (const actor of side.actors) actor.kill('SIGKILL');
+  const fault = removeTree(side.base);
+  if (fault) console.error(fault);
+}
+
+function ask(actor: ChildProcess, request: Request, patience: number, side: Side): Promise<Reply> {
+  return new Promise((resolve, reject) => {
+    const settle = (act: () => void): void => {
+      clearTimeout(timer);
+      actor.off('message', onMessage);
+      actor.off('exit', onExit);
+      act();
+    };
+    const onMessage = (reply: unknown): void => settle(() => resolve(reply as Reply));
+    const onExit = (code: number | null, signal: string | null): void =>
+      settle(() => reject(new Hang(`${side.name}: the process died: ${code ?? signal}`)));
+    const timer = setTimeout(
+      () => settle(() => reject(new Hang(`${side.name}: no answer in ${patience} ms`))),
+      patience,
+    );
+    actor.on('message', onMessage);
+    actor.on('exit', onExit);
+    actor.send(request);
+  });
+}
+
+/** Makes steps (given, or one after the other by `next`) on both sides until they differ. */
+async function compare(
+  options: Options,
+  next: (index: number, known: Knowledge) => Step | undefined,
+  summary?: Summary,
+): Promise<Difference | undefined> {
+  const patience = options.patience ?? 30_000;
+  const sides = [openSide('a', options.a), openSide('b', options.b)] as const;
+  const ignore = new Set(options.ignore ?? []);
+  const steps: Step[] = [];
+  const both = (actor: number, request: Request): Promise<[Reply, Reply]> =>
+    Promise.all([
+      ask(sides[0].actors[actor]!, request, patience, sides[0]),
+      ask(sides[1].actors[actor]!, request, patience, sides[1]),
+    ]);
+  const observe = async (paths: string[]): Promise<[(Observed | string)[], (Observed | string)[]]> => {
+    const [a, b] = await both(0, { kind: 'observe', paths });
+    return [(a as { observed: Observed[] }).observed, (b as { observed: Observed[] }).observed];
+  };
+  const known: Knowledge = {
+    paths: new Map(['pub', 'own', 'grp', 'shut'].map(path => [path, 0o040000])),
+    slots: USERS.map(() => new Set()),
+    root: process.getuid?.() === 0,
+  };
+  let index = 0;
+  let step: Step | undefined;
+  try {
+    await both(0, { kind: 'prepare' });
+    for (; ; index++) {
+      step = next(index, known);
+      if (!step) break;
+      if (ignore.has(step.operation.call) || (ignore.has('xattr') && step.operation.call.endsWith('xattr'))) continue;
+      steps.push(step);
+      const paths = touched(step.operation);
+      const before = paths.length > 0 ? await observe(paths) : ([[], []] as [Observed[], Observed[]]);
+      const [a, b] = (await both(step.actor, { kind: 'operation', operation: step.operation })) as [
+        { result: unknown },
+        { result: unknown },
+      ];
+      const after = paths.length > 0 ? await observe(paths) : ([[], []] as [Observed[], Observed[]]);
+      const what =
+        compareResults(step.operation, JSON.stringify(a.result), JSON.stringify(b.result), before[1]) ??
+        compareObserved(paths, before, after, ignore);
+      if (what) return { step, index, what, steps };
+      for (const [i, path] of paths.entries()) learn(known, path, after[1][i]!);
+      learnSlot(known, step, b.result);
+      if (step.operation.call === 'rename' && b.result === 0)
+        moved(known, step.operation.path, step.operation.to, (step.operation.flags & 2) !== 0);
+      if (summary) {
+        const row = summary.perCall.get(step.operation.call) ?? [0, 0];
+        const good = typeof b.result !== 'string' || !/^(E[A-Z0-9]+|errno)/.test(b.result);
+        summary.perCall.set(step.operation.call, [row[0] + 1, row[1] + (good ? 1 : 0)]);
+        summary.operations++;
+        if (good) summary.succeeded++;
+      }
+    }
+    step = undefined;
+    const [a, b] = (await both(0, { kind: 'tree' })) as [
+      { tree: Record<string, string> },
+      { tree: Record<string, string> },
+    ];
+    const wrong = [...new Set([...Object.keys(a.tree), ...Object.keys(b.tree)])].filter(
+      path => a.tree[path] !== b.tree[path],
+    );
+    if (wrong.length === 0) return undefined;
+    const lines = wrong.slice(0, 8).map(path => `  ${path}\n    a: ${a.tree[path]}\n    b: ${b.tree[path]}`);
+    return { step, index, what: `final tree, ${wrong.length} paths:\n${lines.join('\n')}`, steps };
+  } catch (error) {
+    if (!(error instanceof Hang)) throw error;
+    return { step, index, what: error.message, steps };
+  } finally {
+    for (const side of sides) closeSide(side);
+  }
+}
+
+function compareResults(operation: Operation, a: string, b: string, before: (Observed | string)[]): string | undefined {
+  if (a === b) return undefined;
+  const target = before[0];
+  const device = typeof target === 'object' && (target.type === 0o020000 || target.type === 0o060000);
+  if (operation.call === 'open' && device) return undefined;
+  return `result\n    a: ${a}\n    b: ${b}`;
+}
+
+/** Attributes equal, and mtime and ctime changed on both sides or on neither. */
+function compareObserved(
+  paths: string[],
+  before: [(Observed | string)[], (Observed | string)[]],
+  after: [(Observed | string)[], (Observed | string)[]],
+  ignore: Set<string>,
+): string | undefined {
+  for (const [i, path] of paths.entries()) {
+    const shown = [0, 1].map(side => {
+      const now = after[side]![i]!;
+      if (typeof now === 'string') return now;
+      const { mtime, ctime, ino, ...rest } = now;
+      // A rename brings another file to the path: its times are compared with its own.
+      const then = before[side]!.find(o => typeof o !== 'string' && o.ino === ino) ?? '';
+      const times =
+        typeof then === 'string' || ignore.has('times') || (ignore.has('dir-times') && now.type === 0o040000)
+          ? ''
+          : `mtime ${mtime === then.mtime ? 'kept' : 'new'}, ctime ${ctime === then.ctime ? 'kept' : 'new'}`;
+      return `${JSON.stringify({ ...rest, mode: rest.mode.toString(8), type: rest.type.toString(8) })} ${times}`;
+    });
+    if (shown[0] !== shown[1]) return `attributes of "${path}" after the call\n    a: ${shown[0]}\n    b: ${shown[1]}`;
+  }
+  return undefined;
+}
+
+function learn(known: Knowledge, path: string, now: Observed | string): void {
+  if (path === '' || /(^|\/)\.\.?(\/|$)|\/$/.test(path)) return;
+  if (typeof now === 'string') known.paths.delete(path);
+  else known.paths.set(path, now.type);
+}
+
+/** Which slots of a process hold an open file. */
+function learnSlot(known: Knowledge, step: Step, result: unknown): void {
+  const { operation, actor } = step;
+  if ((operation.call === 'open' || operation.call === 'tmpfile') && result === 0)
+    known.slots[actor]!.add(operation.slot);
+  if (operation.call === 'close') known.slots[actor]!.delete(operation.slot);
+}
+
+/** A renamed directory takes its paths along, an exchange both ways. */
+function moved(known: Knowledge, from: string, to: string, exchange: boolean): void {
+  for (const [path, type] of [...known.paths]) {
+    const [old, other] = path.startsWith(`${from}/`)
+      ? [from, to]
+      : exchange && path.startsWith(`${to}/`)
+        ? [to, from]
+        : [];
+    if (old === undefined) continue;
+    known.paths.delete(path);
+    known.paths.set(other + path.slice(old.length), type);
+  }
+}
+
+export async function run(options: Options): Promise<{ difference?: Difference; summary: Summary }> {
+  const random: Random = seeded(options.seed);
+  const summary: Summary = { operations: 0, succeeded: 0, perCall: new Map() };
+  const difference = await compare(
+    options,
+    (index, known) => (index < options.operations ? nextStep(random, known) : undefined),
+    summary,
+  );
+  return difference ? { difference, summary } : { summary };
+}
+
+/** Leaves out what the difference does not need, for at most `seconds`. */
+export async function shrink(options: Options, found: Difference, seconds: number): Promise<Difference> {
+  const end = Date.now() + seconds * 1000;
+  let best = found;
+  let size = Math.ceil(best.steps.length / 2);
+  const kind = best.what.split('\n')[0]!;
+  while (Date.now() < end) {
+    let shorter = false;
+    for (let at = best.steps.length - size; at > -size && Date.now() < end; at -= size) {
+      const rest = [
+        ...best.steps.slice(0, Math.max(0, at)),
+        ...best.steps.slice(Math.max(0, at) + size + Math.min(0, at)),
+      ];
+      if (rest.length === best.steps.length) continue;
+      const again = await compare(options, index => rest[index]);
+      if (again && (again.what.split('\n')[0] === kind || again.step?.operation.call === found.step?.operation.call)) {
+        best = again;
+        shorter = true;
+      }
+    }
+    if (size === 1 && !shorter) break;
+    size = Math.max(1, Math.floor(size / 2));
+  }
+  return best;
+}
+
+export function describe(difference: Difference): string {
+  const steps = difference.steps.slice(-25).map(s => `  ${JSON.stringify(s)}`);
+  const last = difference.step ? `step ${difference.index}: ${JSON.stringify(difference.step)}` : 'at the end';
+  return `${last}\n  ${difference.what}\nsteps (${difference.steps.length}, the last ones):\n${steps.join('\n')}`;
+}
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({
+    options: {
+      a: { type: 'string' },
+      b: { type: 'string' },
+      seed: { type: 'string' },
+      ops: { type: 'string', default: '5000' },
+      runs: { type: 'string', default: '1' },
+      ignore: { type: 'string', default: '' },
+      'no-shrink': { type: 'boolean', default: false },
+      print: { type: 'boolean', default: false },
+    },
+  });
+  if (!values.a || !values.b) {
+    console.error(
+      'usage: node differential.ts --a DIR --b DIR [--seed N] [--ops N] [--runs N] [--ignore WHAT,…] [--no-shrink] [--print]',
+    );
+    return 2;
+  }
+  for (const dir of [values.a, values.b]) mkdirSync(dir, { recursive: true });
+  const first = Number(values.seed ?? Math.floor(Math.random() * 1e9));
+  let failed = 0;
+  for (let seed = first; seed < first + Number(values.runs); seed++) {
+    const options: Options = {
+      a: values.a,
+      b: values.b,
+      seed,
+      operations: Number(values.ops),
+      ignore: values.ignore.split(',').filter(w => w !== ''),
+    };
+    const { difference, summary } = await run(options);
+    console.log(
+      `seed ${seed}: ${summary.operations} operations, ${summary.succeeded} succeeded, ${difference ? 'DIFFERENT' : 'equal'}`,
+    );
+    if (values.print)
+      for (const [call, [made, good]] of summary.perCall)
+        console.log(`  ${call.padEnd(12)} ${made} made, ${good} succeeded`);
+    if (!difference) continue;
+    failed++;
+    console.log(describe(values['no-shrink'] ? difference : await shrink(options, difference, 60)));
+  }
+  return failed > 0 ? 1 : 0;
+}
+
+if (import.meta.main) process.exitCode = await main();

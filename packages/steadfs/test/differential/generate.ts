@@ -1,0 +1,264 @@
+/** Random operations that meet each other: few names, a few open files per process, paths that exist more often than not. */
+import { FALLOC, LOCK, O, RENAME, SEEK, UTIME_NOW, UTIME_OMIT } from '../support/libc.ts';
+import type { Random } from '../support/random.ts';
+import type { Operation, Step } from './operations.ts';
+
+export const SLOTS = 5;
+
+const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'x', 'y', 'z', 'dir', 'sub', 'ü', '.hidden', 'N'.repeat(255)];
+const ODD_NAMES = ['L'.repeat(256), '.', '..', 'a/', 'new line\n'];
+const XATTRS = [
+  'user.a',
+  'user.a',
+  'user.a',
+  'user.b',
+  'user.long-name-of-an-attribute',
+  'trusted.t',
+  'user.',
+  'nonsense',
+  'security.x',
+];
+const KIB = 1024;
+const BLOCK = 4 << 20;
+const CHUNK = 64 << 20;
+
+export interface Knowledge {
+  /** Paths that exist on the reference, with their types (S_IF…). */
+  paths: Map<string, number>;
+  /** The slots of each process that hold an open file. */
+  slots: Set<number>[];
+  root: boolean;
+}
+
+const weights: [number, Operation['call']][] = [
+  [10, 'open'],
+  [2, 'tmpfile'],
+  [2, 'linkSlot'],
+  [4, 'close'],
+  [9, 'pwrite'],
+  [5, 'write'],
+  [8, 'pread'],
+  [4, 'read'],
+  [3, 'lseek'],
+  [3, 'holes'],
+  [4, 'ftruncate'],
+  [3, 'truncate'],
+  [5, 'fallocate'],
+  [4, 'copy'],
+  [2, 'fsync'],
+  [3, 'mapped'],
+  [4, 'fstat'],
+  [2, 'fchmod'],
+  [2, 'fchown'],
+  [4, 'lstat'],
+  [7, 'mkdir'],
+  [4, 'rmdir'],
+  [7, 'unlink'],
+  [10, 'rename'],
+  [5, 'link'],
+  [3, 'symlink'],
+  [2, 'readlink'],
+  [3, 'mknod'],
+  [5, 'chmod'],
+  [4, 'chown'],
+  [4, 'utimens'],
+  [2, 'access'],
+  [4, 'setxattr'],
+  [2, 'getxattr'],
+  [2, 'listxattr'],
+  [2, 'removexattr'],
+  [3, 'list'],
+  [2, 'seekdir'],
+  [2, 'streamStart'],
+  [2, 'streamEnd'],
+  [3, 'flock'],
+  [5, 'lock'],
+  [3, 'getlock'],
+];
+const total = weights.reduce((sum, [w]) => sum + w, 0);
+
+export function nextStep(random: Random, known: Knowledge): Step {
+  // Root meets fewer closed doors, so its calls go deeper.
+  const actor = random.pick([0, 0, 0, 1, 1, 2, 3, 3]);
+  let left = random.below(total);
+  const call = weights.find(([weight]) => {
+    left -= weight;
+    return left < 0;
+  })![1];
+  return { actor, operation: make(call, actor, random, known) };
+}
+
+const DIRECTORY = 0o040000;
+const REGULAR = 0o100000;
+
+function make(call: Operation['call'], actor: number, random: Random, known: Knowledge): Operation {
+  const open = [...known.slots[actor]!];
+  const fills = call === 'open' || call === 'tmpfile';
+  const anySlot = (): number =>
+    !fills && open.length > 0 && random.chance(90) ? random.pick(open) : random.below(SLOTS);
+  const slot = anySlot();
+  const existing = (type?: number): string | undefined => {
+    const all = [...known.paths].filter(([, t]) => type === undefined || t === type);
+    return all.length === 0 ? undefined : random.pick(all)[0];
+  };
+  const fresh = (): string => {
+    const parent = random.chance(10) ? 'pub' : (existing(DIRECTORY) ?? '');
+    // Not deeper than PATH_MAX allows.
+    const folder = parent.length > 900 ? 'pub' : parent;
+    const name = random.chance(3) ? random.pick(ODD_NAMES) : random.pick(NAMES);
+    return folder === '' ? name : `${folder}/${name}`;
+  };
+  const path = (): string => (random.chance(70) ? (existing() ?? fresh()) : fresh());
+  const file = (): string => (random.chance(75) ? (existing(REGULAR) ?? fresh()) : path());
+  const folder = (): string => (random.chance(85) ? (existing(DIRECTORY) ?? '') : path());
+  const position = (): number => {
+    const near = random.pick([0, 0, 4 * KIB, 64 * KIB, 128 * KIB, 1 << 20, BLOCK, BLOCK, 2 * BLOCK]);
+    if (random.chance(1)) return CHUNK + random.below(10_000) - 5000;
+    return Math.max(0, near + random.below(12_000) - (near === 0 ? 0 : 6000));
+  };
+  const length = (): number => random.pick([0, 1, 7, 100, 4 * KIB, 5000, 64 * KIB, 130_000, 1 << 20]);
+  const ids = known.root ? [-1, 0, 1001, 1002, 70_000] : [-1];
+  const range = (): { start: number; length: number } => ({
+    start: random.below(20) * 10,
+    length: random.pick([0, 1, 10, 25, 100]),
+  });
+  const mode = (): number =>
+    random.pick([
+      0o644, 0o666, 0o755, 0o777, 0o755, 0o777, 0o600, 0o4755, 0o2755, 0o2644, 0o1777, 0o6777, 0o000, 0o444, 0o711,
+    ]);
+  const time = (): [number, number] =>
+    random.chance(25)
+      ? [0, UTIME_NOW]
+      : random.chance(25)
+        ? [0, UTIME_OMIT]
+        : [
+            random.pick([0, 1, 1_000_000_000, 2_000_000_000, 4_000_000_000, -5]),
+            random.pick([0, 1, 999_999_999, 123_456_789]),
+          ];
+  switch (call) {
+    case 'open': {
+      let flags = random.pick([O.RDONLY, O.WRONLY, O.RDWR, O.RDWR, O.RDWR]) as number;
+      if (random.chance(60)) flags |= O.CREAT;
+      if (random.chance(10)) flags |= O.EXCL;
+      if (random.chance(10)) flags |= O.TRUNC;
+      if (random.chance(15)) flags |= O.APPEND;
+      if (random.chance(5)) flags |= O.SYNC;
+      if (random.chance(5)) flags |= O.NOFOLLOW;
+      if (random.chance(4)) flags |= O.DIRECTORY;
+      // Alone it is open(2) without access: no error but those of the path.
+      if (random.chance(4)) flags = O.PATH;
+      return { call, slot, path: file(), flags, mode: mode() };
+    }
+    case 'tmpfile':
+      return { call, slot, path: folder(), mode: mode() };
+    case 'linkSlot':
+      return { call, slot, path: fresh() };
+    case 'close':
+    case 'holes':
+    case 'fstat':
+      return { call, slot };
+    case 'pwrite':
+      return { call, slot, at: position(), length: length(), fill: random.below(250) + 1 };
+    case 'write':
+      return { call, slot, length: length(), fill: random.below(250) + 1 };
+    case 'pread':
+      return { call, slot, at: position(), length: length() };
+    case 'read':
+      return { call, slot, length: length() };
+    case 'lseek':
+      return { call, slot, at: random.chance(10) ? -10 : position(), how: random.pick([SEEK.SET, SEEK.CUR, SEEK.END]) };
+    case 'ftruncate':
+      return { call, slot, length: random.chance(3) ? -1 : position() };
+    case 'truncate':
+      return { call, path: file(), length: position() };
+    case 'fallocate': {
+      const punch = FALLOC.PUNCH_HOLE | FALLOC.KEEP_SIZE;
+      const how = random.pick([
+        0,
+        FALLOC.KEEP_SIZE,
+        punch,
+        punch,
+        FALLOC.ZERO,
+        FALLOC.ZERO | FALLOC.KEEP_SIZE,
+        FALLOC.PUNCH_HOLE,
+      ]);
+      return { call, slot, mode: how, at: position(), length: length() };
+    }
+    case 'copy':
+      return { call, slot, at: position(), to: anySlot(), toAt: position(), length: length() };
+    case 'fsync':
+      return { call, slot, data: random.chance(50) };
+    case 'mapped':
+      return { call, slot, at: position(), length: length() + 1, fill: random.below(250) + 1 };
+    case 'fchmod':
+      return { call, slot, mode: mode() };
+    case 'fchown':
+      return { call, slot, uid: random.pick(ids), gid: random.pick(ids) };
+    case 'lstat':
+    case 'readlink':
+    case 'listxattr':
+    case 'rmdir':
+      return { call, path: call === 'rmdir' ? folder() : path() };
+    case 'unlink':
+      return { call, path: file() };
+    case 'mkdir':
+      return { call, path: fresh(), mode: mode() };
+    case 'rename': {
+      const flags = random.pick([
+        0,
+        0,
+        0,
+        0,
+        RENAME.NOREPLACE,
+        RENAME.EXCHANGE,
+        RENAME.EXCHANGE,
+        RENAME.NOREPLACE | RENAME.EXCHANGE,
+        8,
+      ]);
+      return { call, path: path(), to: path(), flags };
+    }
+    case 'link':
+      return { call, path: path(), to: fresh() };
+    case 'symlink': {
+      const target = random.pick(['a', '../a', 'pub/a', 'nowhere', '.', 'x'.repeat(200), 'own/dir', 'loop']);
+      return { call, path: fresh(), target };
+    }
+    case 'mknod': {
+      const kinds = [0o010000, 0o010000, 0o140000, 0o100000, ...(known.root ? [0o020000, 0o060000] : [])];
+      return { call, path: fresh(), mode: random.pick(kinds) | mode(), dev: random.pick([0x101, 0xf5 * 256 + 3]) };
+    }
+    case 'chmod':
+      return { call, path: path(), mode: mode() };
+    case 'chown':
+      return { call, path: path(), uid: random.pick(ids), gid: random.pick(ids) };
+    case 'utimens':
+      return { call, path: path(), atime: time(), mtime: time() };
+    case 'access':
+      return { call, path: path(), mode: random.below(8) };
+    case 'setxattr':
+      // Short: ext4 keeps all attributes of a file in one block.
+      return {
+        call,
+        path: path(),
+        name: random.pick(XATTRS),
+        length: random.pick([0, 1, 40, 200]),
+        flags: random.pick([0, 0, 0, 1, 2]),
+      };
+    case 'getxattr':
+      return { call, path: path(), name: random.pick(XATTRS), size: random.pick([0, 1, 65536]) };
+    case 'removexattr':
+      return { call, path: path(), name: random.pick(XATTRS) };
+    case 'list':
+    case 'seekdir':
+    case 'streamStart':
+      return { call, path: folder() };
+    case 'streamEnd':
+      return { call };
+    case 'flock':
+      return { call, slot, how: random.pick([LOCK.SH, LOCK.EX, LOCK.UN]) };
+    case 'lock':
+      return { call, slot, ofd: random.chance(30), type: random.below(3), ...range() };
+    case 'getlock':
+      return { call, slot, ofd: random.chance(30), type: random.below(2), ...range() };
+  }
+}
