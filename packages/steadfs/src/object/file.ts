@@ -1,0 +1,417 @@
+/**
+ * A directory as object store: the object of a key is the file root + key. An object is written to `.jfs.<name>.tmp.<random>` beside its place and then renamed,
+ * so that it is there whole or not at all; put does not wait for the disk, {@link ObjectStore.sync} does. Other clients of the volume use the same layout.
+ *
+ * Where the calls run: a small object takes 20-120 µs of system calls when the page cache is at hand, and a hop to libuv's pool costs 30-50 µs per call. So small
+ * puts and gets run on the loop while they are measured to be fast ({@link Pace}), everything else in the pool.
+ */
+import { randomBytes } from 'node:crypto';
+import fs from 'node:fs';
+import fsp from 'node:fs/promises';
+import { getSystemErrorMap } from 'node:util';
+import { type ObjectInfo, type ObjectStore, StoreError, type StoreErrorKind } from './store.ts';
+
+/** Largest object that may be written, and largest range that may be read, on the loop. */
+const SMALL = 256 * 1024;
+/** A call on the loop that takes longer than this (ms) sends the following ones to the pool. */
+const SLOW = 0.6;
+/** How long (ms) the pool is used after a slow call; doubled at every slow call in a row, up to a minute. */
+const PENALTY = 250;
+const PENALTY_MAX = 60_000;
+/** Bytes a second that may be written from the loop: more, and the kernel throttles writers to the disk's speed inside write(2). */
+const LOOP_BYTES_PER_SECOND = 64 * 1024 * 1024;
+/** IOV_MAX */
+const IOV_MAX = 1024;
+const TEMPORARY = /^\.jfs\..*\.tmp\.[0-9a-z]+$/;
+
+const KINDS: Record<string, StoreErrorKind> = {
+  ENOENT: 'not-found',
+  EACCES: 'denied',
+  EPERM: 'denied',
+  EROFS: 'denied',
+  ENOSPC: 'no-space',
+  EDQUOT: 'no-space',
+  EFBIG: 'too-large',
+  ENAMETOOLONG: 'invalid',
+  EINVAL: 'invalid',
+  ENOTDIR: 'invalid',
+  EISDIR: 'invalid',
+  ELOOP: 'invalid',
+  ETIMEDOUT: 'timeout',
+};
+
+/** Decides from measured times whether the next small call may run on the loop. */
+interface Pace {
+  allowed(bytes: number): boolean;
+  took(ms: number, bytes: number): void;
+}
+
+function createPace(bytesPerSecond: number): Pace {
+  let blockedUntil = 0;
+  let penalty = PENALTY;
+  let second = 0;
+  let bytesInSecond = 0;
+  return {
+    allowed(bytes) {
+      const now = performance.now();
+      if (now < blockedUntil) return false;
+      if (now - second > 1000) {
+        second = now;
+        bytesInSecond = 0;
+      }
+      return bytesInSecond + bytes <= bytesPerSecond;
+    },
+    took(ms, bytes) {
+      bytesInSecond += bytes;
+      if (ms <= SLOW) {
+        if (penalty > PENALTY) penalty = Math.max(PENALTY, penalty * 0.99);
+        return;
+      }
+      blockedUntil = performance.now() + penalty;
+      penalty = Math.min(PENALTY_MAX, penalty * 2);
+    },
+  };
+}
+
+export interface FileStoreOptions {
+  /** An absolute path; a slash at the end is added where missing. */
+  root: string;
+  /** False: nothing runs on the loop. */
+  onLoop?: boolean;
+}
+
+export function createFileStore(options: FileStoreOptions): ObjectStore {
+  const root = options.root.endsWith('/') ? options.root : `${options.root}/`;
+  if (!root.startsWith('/')) throw new StoreError('invalid', `the directory ${options.root} is no absolute path`);
+  const name = `file://${root}`;
+  const onLoop = options.onLoop ?? true;
+  const puts = createPace(LOOP_BYTES_PER_SECOND);
+  const gets = createPace(Number.POSITIVE_INFINITY);
+  /** Directories ("vol/chunks/0/") whose own name is on the disk. */
+  const durableNames = new Set<string>();
+
+  function fail(action: string, key: string, error: unknown): StoreError {
+    if (error instanceof StoreError) return error;
+    const e = error as NodeJS.ErrnoException;
+    const text = e.errno === undefined ? e.message : (getSystemErrorMap().get(e.errno)?.[1] ?? e.message);
+    return new StoreError(KINDS[e.code ?? ''] ?? 'io', `${action} ${name}${key}: ${text}`, error);
+  }
+
+  /** The file of a key. Refuses what is outside of the root or no object name. */
+  function pathOf(key: string): string {
+    if (
+      key === '' ||
+      key.startsWith('/') ||
+      key.endsWith('/') ||
+      key.includes('\0') ||
+      key.includes('//') ||
+      (key.includes('.') && key.split('/').some(part => part === '..' || part === '.'))
+    )
+      throw new StoreError('invalid', `${JSON.stringify(key)} is no name of an object in ${name}`);
+    return root + key;
+  }
+
+  /** Makes the directories of a key below the root; the root itself is never made here (its disk may not be mounted). */
+  async function makeDirectories(key: string): Promise<void> {
+    if (!fs.existsSync(root)) throw new StoreError('io', `the directory ${root} of the store is missing`);
+    for (let at = key.indexOf('/'); at >= 0; at = key.indexOf('/', at + 1)) {
+      try {
+        await fsp.mkdir(root + key.slice(0, at), 0o777);
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      }
+    }
+  }
+
+  function temporaryOf(path: string): string {
+    const slash = path.lastIndexOf('/') + 1;
+    // A name may have 255 bytes: a long one is cut.
+    return `${path.slice(0, slash)}.jfs.${path.slice(slash).slice(0, 64)}.tmp.${randomBytes(6).toString('hex')}`;
+  }
+
+  function putOnLoop(path: string, pieces: readonly Uint8Array[]): void {
+    const temporary = temporaryOf(path);
+    const fd = fs.openSync(temporary, 'wx', 0o666);
+    try {
+      try {
+        writeSync(fd, pieces);
+      } finally {
+        fs.closeSync(fd);
+      }
+      fs.renameSync(temporary, path);
+    } catch (error) {
+      fs.rmSync(temporary, { force: true });
+      throw error;
+    }
+  }
+
+  async function putInPool(path: string, pieces: readonly Uint8Array[]): Promise<void> {
+    const temporary = temporaryOf(path);
+    const file = await fsp.open(temporary, 'wx', 0o666);
+    try {
+      try {
+        await writeAll(file, pieces);
+      } finally {
+        await file.close();
+      }
+      await fsp.rename(temporary, path);
+    } catch (error) {
+      await fsp.rm(temporary, { force: true });
+      throw error;
+    }
+  }
+
+  async function get(key: string, offset: number, target: Uint8Array): Promise<number> {
+    const path = pathOf(key);
+    if (target.length === 0) return 0;
+    if (onLoop && target.length <= SMALL && gets.allowed(target.length)) {
+      const begin = performance.now();
+      const fd = fs.openSync(path, 'r');
+      try {
+        return readSync(fd, offset, target);
+      } finally {
+        fs.closeSync(fd);
+        gets.took(performance.now() - begin, target.length);
+      }
+    }
+    const file = await fsp.open(path, 'r');
+    try {
+      let done = 0;
+      while (done < target.length) {
+        const { bytesRead } = await file.read(target, done, target.length - done, offset + done);
+        if (bytesRead === 0) break;
+        done += bytesRead;
+      }
+      return done;
+    } finally {
+      await file.close();
+    }
+  }
+
+  return {
+    toString: () => name,
+    limits: { rangeGet: true },
+
+    async create() {
+      try {
+        await fsp.mkdir(root, { recursive: true, mode: 0o777 });
+        await fsp.access(root, fs.constants.R_OK | fs.constants.W_OK | fs.constants.X_OK);
+      } catch (error) {
+        throw fail('create', '', error);
+      }
+    },
+
+    async put(key, pieces) {
+      try {
+        const path = pathOf(key);
+        let size = 0;
+        for (const piece of pieces) size += piece.length;
+        for (let attempt = 0; ; attempt++) {
+          try {
+            if (!onLoop || size > SMALL || !puts.allowed(size)) return await putInPool(path, pieces);
+            const begin = performance.now();
+            putOnLoop(path, pieces);
+            puts.took(performance.now() - begin, size);
+            return;
+          } catch (error) {
+            if (attempt > 0 || (error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+            await makeDirectories(key);
+          }
+        }
+      } catch (error) {
+        throw fail('put', key, error);
+      }
+    },
+
+    async get(key, offset, target) {
+      try {
+        return await get(key, offset, target);
+      } catch (error) {
+        throw fail('get', key, error);
+      }
+    },
+
+    async read(key, max) {
+      try {
+        const file = await fsp.open(pathOf(key), 'r');
+        try {
+          const { size } = await file.stat();
+          if (size > max)
+            throw new StoreError('too-large', `${name}${key} has ${size} bytes, at most ${max} were expected`);
+          return await file.readFile();
+        } finally {
+          await file.close();
+        }
+      } catch (error) {
+        throw fail('read', key, error);
+      }
+    },
+
+    async head(key) {
+      try {
+        const stat = await fsp.stat(pathOf(key));
+        if (!stat.isFile()) throw new StoreError('not-found', `head ${name}${key}: not an object`);
+        return { key, size: stat.size, mtime: stat.mtimeMs / 1000 };
+      } catch (error) {
+        throw fail('head', key, error);
+      }
+    },
+
+    async delete(key) {
+      try {
+        await fsp.unlink(pathOf(key));
+      } catch (error) {
+        const e = fail('delete', key, error);
+        if (e.kind !== 'not-found') throw e;
+      }
+    },
+
+    async list(prefix, after, limit) {
+      const objects: ObjectInfo[] = [];
+      // Where the prefix names a directory, only that one is walked.
+      const base = prefix.slice(0, prefix.lastIndexOf('/') + 1);
+      if (base !== '') pathOf(base.slice(0, -1));
+      try {
+        for await (const object of walk(root, base, prefix, after)) {
+          if (objects.length === limit) return { objects, more: true };
+          objects.push(object);
+        }
+        return { objects, more: false };
+      } catch (error) {
+        throw fail('list', prefix, error);
+      }
+    },
+
+    async sync(keys) {
+      const paths = keys.map(pathOf);
+      const directories = new Set<string>();
+      const named: string[] = [];
+      for (const key of keys) {
+        // The directory of the object, and the parents of those whose own name is not known to be on the disk.
+        let directory = key.slice(0, key.lastIndexOf('/') + 1);
+        directories.add(root + directory);
+        while (directory !== '' && !durableNames.has(directory)) {
+          named.push(directory);
+          directory = directory.slice(0, directory.lastIndexOf('/', directory.length - 2) + 1);
+          directories.add(root + directory);
+        }
+      }
+      try {
+        // An object that was deleted meanwhile needs no disk.
+        await eachOf([...paths, ...directories], async path => {
+          await fsync(path).catch((error: NodeJS.ErrnoException) => {
+            if (error.code !== 'ENOENT') throw error;
+          });
+        });
+        if (durableNames.size > 10_000) durableNames.clear();
+        for (const directory of named) durableNames.add(directory);
+      } catch (error) {
+        throw fail('sync', keys.length === 1 ? keys[0]! : '', error);
+      }
+    },
+
+    async close() {},
+  };
+}
+
+function writeSync(fd: number, pieces: readonly Uint8Array[]): void {
+  for (let at = 0; at < pieces.length; at += IOV_MAX) {
+    let part = pieces.slice(at, at + IOV_MAX);
+    while (part.length > 0) part = rest(part, fs.writevSync(fd, part));
+  }
+}
+
+async function writeAll(file: fsp.FileHandle, pieces: readonly Uint8Array[]): Promise<void> {
+  for (let at = 0; at < pieces.length; at += IOV_MAX) {
+    let part = pieces.slice(at, at + IOV_MAX);
+    while (part.length > 0) part = rest(part, (await file.writev(part)).bytesWritten);
+  }
+}
+
+/** What is left of the pieces after `written` bytes. */
+function rest(pieces: readonly Uint8Array[], written: number): Uint8Array[] {
+  let i = 0;
+  while (i < pieces.length && written >= pieces[i]!.length) written -= pieces[i++]!.length;
+  if (i === pieces.length) return [];
+  return [pieces[i]!.subarray(written), ...pieces.slice(i + 1)];
+}
+
+function readSync(fd: number, offset: number, target: Uint8Array): number {
+  let done = 0;
+  while (done < target.length) {
+    const n = fs.readSync(fd, target, done, target.length - done, offset + done);
+    if (n === 0) break;
+    done += n;
+  }
+  return done;
+}
+
+function fsync(path: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let fd: number;
+    try {
+      fd = fs.openSync(path, 'r');
+    } catch (error) {
+      reject(error);
+      return;
+    }
+    fs.fsync(fd, error => {
+      fs.closeSync(fd);
+      if (error) reject(error);
+      else resolve();
+    });
+  });
+}
+
+/** At most four at a time: more would occupy all of libuv's pool. */
+async function eachOf<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
+  let next = 0;
+  const worker = async (): Promise<void> => {
+    while (next < items.length) await work(items[next++]!);
+  };
+  await Promise.all(Array.from({ length: Math.min(3, items.length) }, worker));
+}
+
+/** The objects below the directory `base` ("" or with a slash at the end) whose keys begin with `prefix` and come after `after`, in byte order. */
+async function* walk(root: string, base: string, prefix: string, after: string): AsyncGenerator<ObjectInfo> {
+  let entries: fs.Dirent[];
+  try {
+    entries = await fsp.readdir(root + base, { withFileTypes: true });
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code;
+    // Removed meanwhile, or a prefix below a file. A root that is missing is an error.
+    if ((code === 'ENOENT' && base !== '') || code === 'ENOTDIR') return;
+    throw error;
+  }
+  const afterBytes = Buffer.from(after);
+  const found: { bytes: Buffer; key: string; folder: boolean }[] = [];
+  for (const entry of entries) {
+    let folder = entry.isDirectory();
+    if (entry.isSymbolicLink()) {
+      const stat = await fsp.stat(root + base + entry.name).catch(() => undefined);
+      if (stat === undefined) continue;
+      folder = stat.isDirectory();
+    } else if (!folder && !entry.isFile()) continue;
+    if (!folder && TEMPORARY.test(entry.name)) continue;
+    const key = base + entry.name + (folder ? '/' : '');
+    if (folder ? !(key.startsWith(prefix) || prefix.startsWith(key)) : !key.startsWith(prefix)) continue;
+    const bytes = Buffer.from(key);
+    // A folder counts until all its keys are before `after`.
+    const order = Buffer.compare(bytes, folder ? afterBytes.subarray(0, bytes.length) : afterBytes);
+    if (folder ? order < 0 : order <= 0) continue;
+    found.push({ bytes, key, folder });
+  }
+  found.sort((a, b) => Buffer.compare(a.bytes, b.bytes));
+  for (const { key, folder } of found) {
+    if (folder) {
+      yield* walk(root, key, prefix, after);
+      continue;
+    }
+    try {
+      const stat = await fsp.stat(root + key);
+      yield { key, size: stat.size, mtime: stat.mtimeMs / 1000 };
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    }
+  }
+}

@@ -1,0 +1,94 @@
+import assert from 'node:assert/strict';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { describe, it } from 'node:test';
+import type { Format } from '../../src/format/volume.ts';
+import { createFileStore } from '../../src/object/file.ts';
+import { createMemStore } from '../../src/object/mem.ts';
+import { openStore, storeKinds } from '../../src/object/registry.ts';
+import { StoreError } from '../../src/object/store.ts';
+import { storeContract } from './contract.ts';
+
+const scratch = (): string => fs.mkdtempSync(path.join(os.tmpdir(), 'steadfs-object-'));
+
+for (const onLoop of [true, false]) {
+  storeContract(`file${onLoop ? '' : ', all in the pool'}`, async () => {
+    const root = scratch();
+    return {
+      store: createFileStore({ root: `${root}/deep/er`, onLoop }),
+      dispose: async () => fs.rmSync(root, { recursive: true }),
+    };
+  });
+}
+storeContract('mem', async () => ({ store: createMemStore(), dispose: async () => {} }));
+
+describe('file store', () => {
+  it('refuses names outside of its root', async () => {
+    const root = scratch();
+    const store = createFileStore({ root });
+    for (const key of ['../x', 'a/../../x', '/etc/passwd', 'a/..', './x', 'a//b', 'a\0b', '', 'a/']) {
+      const invalid = (e: unknown): boolean => e instanceof StoreError && e.kind === 'invalid';
+      await assert.rejects(store.put(key, [Buffer.from('x')]), invalid, key);
+      await assert.rejects(store.get(key, 0, Buffer.alloc(1)), invalid, key);
+      await assert.rejects(store.delete(key), invalid, key);
+    }
+    fs.rmSync(root, { recursive: true });
+  });
+
+  it('names the failure: a root that is gone, one that is no directory, a full disk', async () => {
+    const root = scratch();
+    const gone = createFileStore({ root: `${root}/gone` });
+    await assert.rejects(gone.put('v/x', [Buffer.from('x')]), /directory .*gone\/ of the store is missing/);
+    assert.equal(fs.existsSync(`${root}/gone`), false);
+    fs.writeFileSync(`${root}/file`, '');
+    await assert.rejects(createFileStore({ root: `${root}/file` }).create(), StoreError);
+    assert.throws(() => createFileStore({ root: 'relative' }), /no absolute path/);
+    // /dev/full answers ENOSPC to every write.
+    fs.mkdirSync(`${root}/v`);
+    const store = createFileStore({ root });
+    const full = fs.openSync('/dev/full', 'w');
+    assert.throws(() => fs.writeSync(full, 'x'), /ENOSPC/);
+    fs.closeSync(full);
+    await store.put('v/x', [Buffer.from('x')]);
+    fs.rmSync(root, { recursive: true });
+  });
+
+  it('leaves no temporary file, and lists none', async () => {
+    const root = scratch();
+    const store = createFileStore({ root });
+    await store.put('v/1', [Buffer.from('x')]);
+    fs.writeFileSync(`${root}/v/.jfs.2.tmp.0a1b2c`, 'half');
+    fs.mkdirSync(`${root}/v/dir`);
+    await assert.rejects(store.put('v/dir', [Buffer.from('x')]), StoreError);
+    await assert.rejects(store.put('v/dir', [Buffer.alloc(1 << 20)]), StoreError);
+    assert.deepEqual(
+      (await store.list('', '', 10)).objects.map(o => o.key),
+      ['v/1'],
+    );
+    assert.deepEqual(fs.readdirSync(`${root}/v`).sort(), ['.jfs.2.tmp.0a1b2c', '1', 'dir']);
+    fs.rmSync(root, { recursive: true });
+  });
+
+  it('files have the mode that the umask leaves', async () => {
+    const root = scratch();
+    const store = createFileStore({ root });
+    await store.put('v/w/1', [Buffer.from('x')]);
+    await store.put('v/w/2', [Buffer.alloc(1 << 20)]);
+    const umask = process.umask();
+    for (const n of [1, 2]) assert.equal(fs.statSync(`${root}/v/w/${n}`).mode & 0o777, 0o666 & ~umask);
+    assert.equal(fs.statSync(`${root}/v/w`).mode & 0o777, 0o777 & ~umask);
+    fs.rmSync(root, { recursive: true });
+  });
+});
+
+describe('registry of stores', () => {
+  const format = (storage: string, more: Partial<Format> = {}): Format =>
+    ({ Storage: storage, Bucket: '/tmp/', ...more }) as Format;
+  it('opens by name, refuses what there is not', async () => {
+    assert.ok(storeKinds().includes('file'));
+    assert.equal(String(await openStore(format('File'))), 'file:///tmp/');
+    await assert.rejects(openStore(format('ceph')), /no storage of type "ceph"/);
+    await assert.rejects(openStore(format('file', { Shards: 4 })), /4 buckets/);
+  });
+});
