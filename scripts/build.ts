@@ -2,9 +2,9 @@
  * Makes dist/steadfs.mjs, what the keeper and the service run: one bundle of our sources and the libraries, big ones (database
  * drivers, S3) in chunks of their own that are loaded when wanted. Nothing is done while the bundle is newer than every source.
  *
- *   node scripts/build.ts [--force] [--out FOLDER] [--version X.Y.Z]
+ *   node scripts/build.ts [--force] [--clean] [--out FOLDER] [--version X.Y.Z]
  *
- * The result replaces the old one file by file, steadfs.mjs last, so that whoever starts meanwhile finds a whole one. bundle.json lists
+ * Chunks of older bundles stay for a day (--clean: not), as a running command may still load one. The result replaces the old one file by file, steadfs.mjs last, so that whoever starts meanwhile finds a whole one. bundle.json lists
  * the files that belong to it.
  */
 import {
@@ -81,7 +81,9 @@ const koffi: Plugin = {
   },
 };
 
-export async function makeBundle(options: { force?: boolean; out?: string; version?: string } = {}): Promise<boolean> {
+export async function makeBundle(
+  options: { force?: boolean; clean?: boolean; out?: string; version?: string } = {},
+): Promise<boolean> {
   const out = resolve(options.out ?? join(PACKAGE, 'dist'));
   const entry = join(out, 'steadfs.mjs');
   const before = newest(SOURCES);
@@ -134,7 +136,11 @@ export async function makeBundle(options: { force?: boolean; out?: string; versi
     else utimesSync(entry, new Date(before), new Date(before));
     const now = Date.now();
     for (const file of readdirSync(out))
-      if (/^chunk-.*\.mjs$/.test(file) && !files.includes(file) && now - statSync(join(out, file)).mtimeMs > 86_400_000)
+      if (
+        /^chunk-.*\.mjs$/.test(file) &&
+        !files.includes(file) &&
+        (options.clean || now - statSync(join(out, file)).mtimeMs > 86_400_000)
+      )
         rmSync(join(out, file));
   } finally {
     rmSync(temporary, { recursive: true, force: true });
@@ -144,7 +150,12 @@ export async function makeBundle(options: { force?: boolean; out?: string; versi
 
 if (import.meta.main) {
   const { values } = parseArgs({
-    options: { force: { type: 'boolean' }, out: { type: 'string' }, version: { type: 'string' } },
+    options: {
+      force: { type: 'boolean' },
+      clean: { type: 'boolean' },
+      out: { type: 'string' },
+      version: { type: 'string' },
+    },
   });
   const started = performance.now();
   const made = await makeBundle(values);

@@ -2,6 +2,7 @@
 import { Command as Commander, CommanderError, Option } from 'commander';
 import { type Command, type Flag, Flags, type GlobalOptions } from './commands/command.ts';
 import { ExitCode, Failure, messageOf } from './commands/failure.ts';
+import { maskUrl } from './commands/mask.ts';
 import { VERSION } from './version.ts';
 
 interface Entry {
@@ -208,8 +209,22 @@ export async function run(argv: readonly string[]): Promise<number> {
   return code ?? ExitCode.ok;
 }
 
+/** Flags whose values must not be seen in the process list. */
+const SECRET_FLAGS = /^--?(access-key|secret-key|session-token)$/;
+
+/** The command line as the process list shows it: passwords in URLs and values of secret flags are masked. */
+export function maskArguments(argv: readonly string[]): string[] {
+  return argv.map((arg, i) => {
+    if (i > 0 && SECRET_FLAGS.test(argv[i - 1]!)) return '****';
+    const [, flag] = /^(--?[^=]+)=/.exec(arg) ?? [];
+    return flag && SECRET_FLAGS.test(flag) ? `${flag}=****` : maskUrl(arg);
+  });
+}
+
 /** run(), its failures printed, its exit code set. */
 export async function main(argv: readonly string[]): Promise<void> {
+  const masked = maskArguments(argv);
+  if (masked.some((arg, i) => arg !== argv[i])) process.title = ['steadfs', ...masked].join(' ');
   try {
     process.exitCode = await run(argv);
   } catch (error) {

@@ -18,8 +18,10 @@ import { carryOver, fixedOption } from '../vfs/mount-options.ts';
 import type { Command } from './command.ts';
 import { Failure, messageOf } from './failure.ts';
 import { testStore } from './format.ts';
+import { maskUrl } from './mask.ts';
 import { mountFlags, planMount, type ServiceOptions } from './mount-flags.ts';
-import { absoluteUrl, connect, loadVolume, localPaths, maskUrl, openVolumeStore } from './volume.ts';
+import { resolveMountPoint } from './mount-point.ts';
+import { absoluteUrl, connect, loadVolume, localPaths, openVolumeStore } from './volume.ts';
 
 export const command: Command = {
   name: 'mount',
@@ -110,21 +112,6 @@ On a mount point where the same volume is mounted already, this version and thes
     return undefined;
   },
 };
-
-/**
- * Absolute, without symbolic links. The last part is only looked at when nothing is mounted there: a dead or hanging mount must not be
- * touched.
- */
-export function resolveMountPoint(path: string): string {
-  const absolute = resolve(path);
-  let parent: string;
-  try {
-    parent = realpathSync(dirname(absolute));
-  } catch (error) {
-    throw new Failure(`mount point ${path}: ${messageOf(error)}`);
-  }
-  return absolute === '/' ? '/' : join(parent, basename(absolute));
-}
 
 /** What is mounted there already: the mount to be replaced, undefined when it was dead and is gone now. Throws Failure when it is in the way. */
 async function judge(state: MountState): Promise<MountState | undefined> {

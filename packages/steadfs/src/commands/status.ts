@@ -1,18 +1,33 @@
-/** `steadfs status META-URL`: settings, sessions and usage as the Go client prints them. */
+/** `steadfs status META-URL`: settings, sessions and usage as the Go client prints them; of a mount point: who serves it. */
+import { mountState } from '@steadfs/fuse/service';
+import type { MountState } from '@steadfs/fuse/service-types';
 import { inoForStat, ROOT } from '../format/ino.ts';
 import type { SessionDetail, StatfsResult } from '../meta/engine.ts';
 import type { Command } from './command.ts';
 import { Failure } from './failure.ts';
+import { resolveMountPoint } from './mount-point.ts';
 import { goJson, loadVolume, shownFormat, withEngine } from './volume.ts';
 
 export const command: Command = {
   name: 'status',
-  args: '<META-URL>',
-  summary: 'show a volume, its sessions and its usage',
+  args: '<META-URL|MOUNTPOINT>',
+  summary: 'show a volume, its sessions and its usage, or who serves a mount',
   flags: [
     { name: 'session', aliases: ['s'], type: 'int', help: 'show this session, with its locks and open removed files' },
   ],
   async run({ args, flags }) {
+    if (!args[0]!.includes('://')) {
+      const mountPoint = resolveMountPoint(args[0]!);
+      const state = await mountState(mountPoint);
+      if (state?.type !== 'fuse.steadfs')
+        throw new Failure(
+          state
+            ? `${mountPoint} is not a Steadfs mount: ${state.source} (${state.type})`
+            : `nothing is mounted at ${mountPoint}`,
+        );
+      console.log(goJson({ mount: shownMount(state) }));
+      return undefined;
+    }
     return withEngine(
       args[0]!,
       async engine => {
@@ -35,6 +50,15 @@ export const command: Command = {
     );
   },
 };
+
+/** A mount without what is secret (its options hold the META-URL). */
+function shownMount({ launch, ...state }: MountState): Record<string, unknown> {
+  return {
+    ...state,
+    ...(launch ? { created: new Date(launch.created).toISOString(), log: launch.log } : {}),
+    takeovers: state.takeovers.map(t => ({ ...t, when: new Date(t.when).toISOString() })),
+  };
+}
 
 /** Session as the Go client names its fields; times in UTC with whole seconds. */
 export function shownSession(s: SessionDetail): Record<string, unknown> {

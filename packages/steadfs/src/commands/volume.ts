@@ -8,6 +8,7 @@ import { openStore, storeKinds } from '../object/registry.ts';
 import type { ObjectStore } from '../object/store.ts';
 import { CLIENT_VERSION } from '../version.ts';
 import { Failure, messageOf } from './failure.ts';
+import { maskUrl, withoutSecrets } from './mask.ts';
 
 export const isRoot = process.getuid?.() === 0;
 
@@ -32,18 +33,6 @@ export const commandEngineOptions: EngineOptions = {
   retries: 10,
   events: quietEvents,
 };
-
-/** `redis://:secret@host/1` → `redis://:****@host/1`. Also of text that is no URL, as long as it has `:…@`. */
-export function maskUrl(url: string): string {
-  return url
-    .replace(/^([a-z0-9+]+:\/\/[^:@/]*):.*@/i, '$1:****@')
-    .replace(/((?:password|secret|token)[^=&]*=)[^&]*/gi, '$1****');
-}
-
-/** Hides `url`'s password, wherever a message repeats it. */
-export function withoutSecrets(text: string, url: string): string {
-  return text.replaceAll(url, maskUrl(url));
-}
 
 /** Opens the database. Failure says which one, without its password. */
 export async function connect(url: string, options: Partial<EngineOptions> = {}): Promise<MetaEngine> {

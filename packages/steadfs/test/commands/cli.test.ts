@@ -3,8 +3,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { normalize, run } from '../../src/cli.ts';
 import { type Flag, Flags } from '../../src/commands/command.ts';
+import { maskUrl } from '../../src/commands/mask.ts';
 import { parseBandwidth, parseDuration, parseSize, showSize } from '../../src/commands/units.ts';
-import { maskUrl } from '../../src/commands/volume.ts';
 
 test('sizes take one-letter binary suffixes and the unit of their flag', () => {
   assert.equal(parseSize('4M', 'K', 'x'), 4 << 20);
