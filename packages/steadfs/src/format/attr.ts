@@ -39,20 +39,36 @@ export interface Attr {
 export function typeMode(type: FileType): number {
   return TYPE_MODES[type] ?? 0;
 }
-const TYPE_MODES: Record<number, number> = { 1: 0o100000, 2: 0o040000, 3: 0o120000, 4: 0o010000, 5: 0o060000, 6: 0o020000, 7: 0o140000 };
+const TYPE_MODES: Record<number, number> = {
+  1: 0o100000,
+  2: 0o040000,
+  3: 0o120000,
+  4: 0o010000,
+  5: 0o060000,
+  6: 0o020000,
+  7: 0o140000,
+};
 
 /** The type for the S_IFMT bits of a mode; 0 bits mean a regular file; undefined for an unknown one. */
 export function typeOfMode(mode: number): FileType | undefined {
   switch (mode & 0o170000) {
     case 0:
-    case 0o100000: return FileType.file;
-    case 0o040000: return FileType.directory;
-    case 0o120000: return FileType.symlink;
-    case 0o010000: return FileType.fifo;
-    case 0o060000: return FileType.blockdev;
-    case 0o020000: return FileType.chardev;
-    case 0o140000: return FileType.socket;
-    default: return undefined;
+    case 0o100000:
+      return FileType.file;
+    case 0o040000:
+      return FileType.directory;
+    case 0o120000:
+      return FileType.symlink;
+    case 0o010000:
+      return FileType.fifo;
+    case 0o060000:
+      return FileType.blockdev;
+    case 0o020000:
+      return FileType.chardev;
+    case 0o140000:
+      return FileType.socket;
+    default:
+      return undefined;
   }
 }
 

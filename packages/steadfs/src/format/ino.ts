@@ -41,7 +41,8 @@ export function inoFromBigint(stored: bigint): Ino {
 /** From the high and low 32 bits (unsigned). */
 export function inoFromHalves(high: number, low: number): Ino {
   if (high === SPECIAL_HIGH) return SPECIAL + low;
-  if (high >= 0x100000 || high < 0) throw new RangeError(`inode 0x${high.toString(16)}:${low.toString(16)} is out of range`);
+  if (high >= 0x100000 || high < 0)
+    throw new RangeError(`inode 0x${high.toString(16)}:${low.toString(16)} is out of range`);
   return high * 0x100000000 + low;
 }
 

@@ -47,3 +47,80 @@ export function decodeSlices(b: Uint8Array): Slice[] {
   }
   return slices;
 }
+
+/** One piece of a chunk's content: `id` 0 reads as zeros. Same meaning as {@link Slice}; pieces do not overlap and leave no gap. */
+export type Piece = Slice;
+
+export function hole(pos: number, len: number): Slice {
+  return { pos, id: 0, size: 0, off: 0, len };
+}
+
+/** The hole record of each chunk that the byte range [from, to) touches, as [index, record]. Meant for short ranges. */
+export function* holesOf(from: number, to: number): Generator<[index: number, record: Slice]> {
+  for (let at = from; at < to; ) {
+    const index = Math.floor(at / CHUNK_SIZE);
+    const pos = at - index * CHUNK_SIZE;
+    const len = Math.min(CHUNK_SIZE - pos, to - at);
+    yield [index, hole(pos, len)];
+    at += len;
+  }
+}
+
+/**
+ * Overlays records in commit order (spec/volume.md §4): a later one replaces what it overlaps of earlier ones. Answers the pieces in order of
+ * position from offset 0, gaps as holes, up to the end of the last record. Zero-length records count for nothing.
+ */
+export function buildSlices(records: readonly Slice[]): Piece[] {
+  // From the newest to the oldest: each record fills only what is still uncovered. `covered` is kept sorted and disjoint.
+  let covered: Piece[] = [];
+  for (let i = records.length - 1; i >= 0; i--) {
+    const r = records[i]!;
+    if (r.len === 0) continue;
+    const end = r.pos + r.len;
+    let low = 0;
+    for (let high = covered.length; low < high; ) {
+      const middle = (low + high) >> 1;
+      const c = covered[middle]!;
+      if (c.pos + c.len <= r.pos) low = middle + 1;
+      else high = middle;
+    }
+    const added: Piece[] = [];
+    let at = r.pos;
+    let next = low;
+    while (at < end) {
+      const c = covered[next];
+      const stop = c === undefined ? end : Math.min(end, c.pos);
+      if (at < stop)
+        added.push({ pos: at, id: r.id, size: r.size, off: r.id === 0 ? 0 : r.off + at - r.pos, len: stop - at });
+      if (c === undefined || c.pos >= end) break;
+      added.push(c);
+      at = c.pos + c.len;
+      next++;
+    }
+    if (low === 0 && next === covered.length) covered = added;
+    else covered.splice(low, next - low, ...added);
+  }
+  const pieces: Piece[] = [];
+  let at = 0;
+  for (const p of covered) {
+    if (p.pos > at) pieces.push(hole(at, p.pos - at));
+    pieces.push(p);
+    at = p.pos + p.len;
+  }
+  return pieces;
+}
+
+/** The part [from, to) of built pieces (positions unchanged); bytes beyond the last piece are a hole. */
+export function clipPieces(pieces: readonly Piece[], from: number, to: number): Piece[] {
+  const out: Piece[] = [];
+  let at = from;
+  for (const p of pieces) {
+    const start = Math.max(p.pos, from);
+    const end = Math.min(p.pos + p.len, to);
+    if (start >= end) continue;
+    out.push({ pos: start, id: p.id, size: p.size, off: p.id === 0 ? 0 : p.off + start - p.pos, len: end - start });
+    at = end;
+  }
+  if (at < to) out.push(hole(at, to - at));
+  return out;
+}

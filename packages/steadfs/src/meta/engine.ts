@@ -18,11 +18,11 @@
  * - Names and data handed in are valid until the promise settles; an engine that keeps them longer copies.
  */
 import type { Name, Op } from '@steadfs/fuse';
+import type { AclRule } from '../format/acl.ts';
 import type { Attr, FileType } from '../format/attr.ts';
 import type { Ino } from '../format/ino.ts';
 import type { Slice } from '../format/slice.ts';
 import type { Format } from '../format/volume.ts';
-import type { AclRule } from '../format/acl.ts';
 
 export type { Name, Op };
 export type MaybePromise<T> = T | Promise<T>;
@@ -104,8 +104,11 @@ export interface Removed {
   ino: Ino;
   /** Attributes after the operation (nlink 0 when it is gone). */
   attr: Attr;
-  /** 'kept': other links remain; 'trash'; 'sustained': gone from the tree, alive for open handles; 'deleted': data to be deleted (a delfile). */
-  state: 'kept' | 'trash' | 'sustained' | 'deleted';
+  /**
+   * 'kept': other links remain; 'trash'; 'sustained': gone from the tree, alive for open handles; 'deleted': data to be deleted (a delfile);
+   * 'gone': it had no data.
+   */
+  state: 'kept' | 'trash' | 'sustained' | 'deleted' | 'gone';
 }
 
 export interface RenameResult {
@@ -282,7 +285,15 @@ export interface MetaEngine {
   // ── mutations ─────────────────────────────────────────────────────────────────────────────────────────────────────
   mknod(op: Op, cred: Cred, parent: Ino, name: Name, node: MakeNode): Promise<Entry>;
   /** open(2) with O_CREAT. flags: O_EXCL, O_TRUNC, access mode. Existing: open checks as `open`. */
-  create(op: Op, cred: Cred, parent: Ino, name: Name, mode: number, umask: number, flags: number): Promise<CreateResult>;
+  create(
+    op: Op,
+    cred: Cred,
+    parent: Ino,
+    name: Name,
+    mode: number,
+    umask: number,
+    flags: number,
+  ): Promise<CreateResult>;
   /** O_TMPFILE: an inode without name, sustained by this session. */
   tmpfile(op: Op, cred: Cred, parent: Ino, mode: number, umask: number): Promise<Entry>;
   /**
@@ -290,16 +301,35 @@ export interface MetaEngine {
    * permission when cred.checkPermission.
    */
   open(op: Op, cred: Cred, ino: Ino, flags: number): MaybePromise<Attr>;
-  /** The last handle of a removed inode was closed (or its session ended): data becomes deletable. Repeatable. */
-  release(op: Op, ino: Ino): Promise<void>;
+  /**
+   * The last handle of a removed inode was closed (or its session ended): data becomes deletable. Repeatable. Answers the file's length
+   * when there is data to delete (see deleteFileData).
+   */
+  release(op: Op, ino: Ino): Promise<number | undefined>;
   setattr(op: Op, cred: Cred, ino: Ino, set: AttrSet): Promise<Attr>;
   /** Removes a sustained mark (O_TMPFILE) too. */
   link(op: Op, cred: Cred, ino: Ino, parent: Ino, name: Name): Promise<Entry>;
   /** `isOpen` tells whether this mount has handles of the inode: sustained instead of deleted. */
-  unlink(op: Op, cred: Cred, parent: Ino, name: Name, isOpen: (ino: Ino) => boolean, skipTrash?: boolean): Promise<Removed>;
+  unlink(
+    op: Op,
+    cred: Cred,
+    parent: Ino,
+    name: Name,
+    isOpen: (ino: Ino) => boolean,
+    skipTrash?: boolean,
+  ): Promise<Removed>;
   rmdir(op: Op, cred: Cred, parent: Ino, name: Name, skipTrash?: boolean): Promise<Removed>;
   /** flags: NOREPLACE 1, EXCHANGE 2, RESTORE 32 (out of the trash, with 1). */
-  rename(op: Op, cred: Cred, parent: Ino, name: Name, newParent: Ino, newName: Name, flags: number, isOpen: (ino: Ino) => boolean): Promise<RenameResult>;
+  rename(
+    op: Op,
+    cred: Cred,
+    parent: Ino,
+    name: Name,
+    newParent: Ino,
+    newName: Name,
+    flags: number,
+    isOpen: (ino: Ino) => boolean,
+  ): Promise<RenameResult>;
   /** Attributes with the new ctime. mode: XATTR_CREATE 1, XATTR_REPLACE 2. */
   setxattr(op: Op, cred: Cred, ino: Ino, name: Name, value: Uint8Array, mode: number): Promise<Attr>;
   removexattr(op: Op, cred: Cred, ino: Ino, name: Name): Promise<Attr>;
@@ -309,11 +339,27 @@ export interface MetaEngine {
    * Slice commit: appends the records (one slice object may serve several, spec/volume.md §4.1: references count records), grows
    * length to `end` if that is beyond it, mtime as given. op.kind = slice. Quota and ENOSPC are checked here too.
    */
-  write(op: Op, ino: Ino, index: number, records: readonly Slice[], end: number, mtime: TimeSet, killSuidgid: boolean): Promise<WriteResult>;
+  write(
+    op: Op,
+    ino: Ino,
+    index: number,
+    records: readonly Slice[],
+    end: number,
+    mtime: TimeSet,
+    killSuidgid: boolean,
+  ): Promise<WriteResult>;
   /** FALLOC_FL_* in mode; data of the range must have been flushed. Clears suid/sgid as Linux does. */
   fallocate(op: Op, cred: Cred, ino: Ino, offset: number, length: number, mode: number): Promise<Attr>;
   /** Shares the source's slices; may copy less than asked for (what fits one transaction). Both ranges must have been flushed. */
-  copyFileRange(op: Op, cred: Cred, ino: Ino, offset: number, out: Ino, outOffset: number, length: number): Promise<{ copied: number; attr: Attr }>;
+  copyFileRange(
+    op: Op,
+    cred: Cred,
+    ino: Ino,
+    offset: number,
+    out: Ino,
+    outOffset: number,
+    length: number,
+  ): Promise<{ copied: number; attr: Attr }>;
   /** Updates atime as the mount's atime mode says; losing one is fine. */
   touchAtime(ino: Ino): MaybePromise<void>;
   /** Next `count` slice ids, as [first, first+count). Fetched in batches of 4096. */
@@ -334,7 +380,14 @@ export interface MetaEngine {
    * Replaces the first `original.length` records of the chunk, which must still be `original` (else answers false and marks the new slice
    * for deletion): the first `skipped` stay, the others become `replacement`. Old slices: delayed by TrashDays, else dereferenced.
    */
-  compact(op: Op, ino: Ino, index: number, original: readonly Slice[], skipped: number, replacement: Slice): Promise<boolean>;
+  compact(
+    op: Op,
+    ino: Ino,
+    index: number,
+    original: readonly Slice[],
+    skipped: number,
+    replacement: Slice,
+  ): Promise<boolean>;
   /** Removed files whose data is to be deleted: deletion time < before, at most limit. */
   deletedFiles(before: number, limit: number): Promise<{ ino: Ino; length: number }[]>;
   /**
@@ -358,13 +411,24 @@ export interface MetaEngine {
 
   // ── trees (clone, rmr, summary are built on these by the vfs) ─────────────────────────────────────────────────────
   /** Copies one inode (attributes, xattrs, ACL, symlink target, chunk lists with references) as parent/name, or detached (name undefined, directories). */
-  cloneNode(op: Op, cred: Cred, source: Ino, parent: Ino, name: Name | undefined, options: { preserve: boolean; umask: number }): Promise<Entry>;
+  cloneNode(
+    op: Op,
+    cred: Cred,
+    source: Ino,
+    parent: Ino,
+    name: Name | undefined,
+    options: { preserve: boolean; umask: number },
+  ): Promise<Entry>;
   /** Gives a detached clone its name. */
   attachClone(op: Op, cred: Cred, detached: Ino, parent: Ino, name: Name): Promise<Entry>;
 
   // ── quotas (commands come later; `check` is inside the mutations) ─────────────────────────────────────────────────
   getQuota(kind: 'dir' | 'user' | 'group', key: number): Promise<Quota | undefined>;
-  setQuota(kind: 'dir' | 'user' | 'group', key: number, quota: { maxSpace?: number; maxInodes?: number; usedSpace?: number; usedInodes?: number }): Promise<void>;
+  setQuota(
+    kind: 'dir' | 'user' | 'group',
+    key: number,
+    quota: { maxSpace?: number; maxInodes?: number; usedSpace?: number; usedInodes?: number },
+  ): Promise<void>;
   deleteQuota(kind: 'dir' | 'user' | 'group', key: number): Promise<void>;
   listQuotas(): Promise<{ kind: 'dir' | 'user' | 'group'; key: number; quota: Quota }[]>;
 }

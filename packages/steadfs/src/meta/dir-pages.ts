@@ -1,0 +1,138 @@
+/**
+ * Directory streams for engines that can list names in order. The listing is cut into pages by name; the boundaries are what the stream's
+ * state remembers. Within a page entries come in the order of a hash of their name, and a cookie is page * 2^36 + hash: it is good in any
+ * process that has the boundaries, without storing the entries.
+ */
+
+import type { FileType } from '../format/attr.ts';
+import type { Ino } from '../format/ino.ts';
+import type { DirEntry, DirStream, DirStreamState, MaybePromise, Name } from './engine.ts';
+
+const HASH_SPAN = 2 ** 36;
+/** Entries of a page; all of them are in memory while the stream is in it. */
+const PAGE = 4096;
+/** Boundary of the last page: no name is empty. */
+const END = new Uint8Array(0);
+
+export interface RawEntry {
+  name: Name;
+  ino: Ino;
+  type: FileType;
+}
+
+export interface PageSource {
+  /** Entries with after < name ≤ upto (either may be undefined) in byte order, at most limit. */
+  page(after: Name | undefined, upto: Name | undefined, limit: number): MaybePromise<RawEntry[]>;
+  /** Fills in the attributes of now; entries whose inode is gone stay without. */
+  attributes(entries: DirEntry[]): MaybePromise<void>;
+}
+
+/** 1 … 2^36-1; two rounds of a multiplicative hash over the bytes. */
+export function nameHash(name: Name): number {
+  let a = 0xdeadbeef;
+  let b = 0x41c6ce57;
+  for (let i = 0; i < name.length; i++) {
+    a = Math.imul(a ^ name[i]!, 2654435761);
+    b = Math.imul(b ^ name[i]!, 1597334677);
+  }
+  a = Math.imul(a ^ (a >>> 16), 2246822507) ^ Math.imul(b ^ (b >>> 13), 3266489909);
+  b = Math.imul(b ^ (b >>> 16), 2246822507) ^ Math.imul(a ^ (a >>> 13), 3266489909);
+  return 1 + (((b & 15) * 0x100000000 + (a >>> 0)) % (HASH_SPAN - 1));
+}
+
+interface Page {
+  index: number;
+  /** In hash order; cookies are set. */
+  entries: DirEntry[];
+}
+
+export function pagedDirStream(source: PageSource, state: DirStreamState, pageSize = PAGE): DirStream {
+  let bounds: Uint8Array[] = [...state.load()];
+  let current: Page | undefined;
+
+  function build(index: number, raw: readonly RawEntry[]): Page {
+    const base = index * HASH_SPAN;
+    const entries = raw.map(e => ({ name: e.name, ino: e.ino, type: e.type, cookie: base + nameHash(e.name) }));
+    entries.sort((x, y) => x.cookie - y.cookie);
+    return { index, entries };
+  }
+
+  /** Number of leading names (in name order) without two of the same hash. */
+  function distinct(raw: readonly RawEntry[]): number {
+    const seen = new Set<number>();
+    let n = 0;
+    for (const e of raw) {
+      const h = nameHash(e.name);
+      if (seen.has(h)) break;
+      seen.add(h);
+      n++;
+    }
+    return n;
+  }
+
+  function take(index: number, raw: RawEntry[], known: boolean): Page {
+    if (!known) {
+      const keep = Math.min(distinct(raw), pageSize);
+      const bound = keep < raw.length ? Uint8Array.from(raw[keep - 1]!.name) : END;
+      bounds.push(bound);
+      state.append(bound);
+      if (keep < raw.length) raw = raw.slice(0, keep);
+    }
+    current = build(index, raw);
+    return current;
+  }
+
+  function load(index: number): MaybePromise<Page> {
+    if (current?.index === index) return current;
+    const after = index === 0 ? undefined : bounds[index - 1];
+    const bound = bounds[index];
+    const known = bound !== undefined;
+    const raw = source.page(
+      after,
+      known && bound.length > 0 ? bound : undefined,
+      known ? Number.MAX_SAFE_INTEGER : pageSize + 1,
+    );
+    return raw instanceof Promise ? raw.then(r => take(index, r, known)) : take(index, raw, known);
+  }
+
+  function deliver(page: Page, cookie: number, limit: number, plus: boolean): MaybePromise<DirEntry[]> {
+    let low = 0;
+    for (let high = page.entries.length; low < high; ) {
+      const middle = (low + high) >> 1;
+      if (page.entries[middle]!.cookie <= cookie) low = middle + 1;
+      else high = middle;
+    }
+    if (low === page.entries.length) {
+      if (bounds[page.index]!.length === 0) return [];
+      return at(page.index + 1, (page.index + 1) * HASH_SPAN, limit, plus);
+    }
+    const out = page.entries.slice(low, low + limit);
+    if (!plus) return out;
+    const copies = out.map(e => ({ ...e }));
+    const filled = source.attributes(copies);
+    return filled instanceof Promise ? filled.then(() => copies) : copies;
+  }
+
+  function at(index: number, cookie: number, limit: number, plus: boolean): MaybePromise<DirEntry[]> {
+    const page = load(index);
+    return page instanceof Promise
+      ? page.then(p => deliver(p, cookie, limit, plus))
+      : deliver(page, cookie, limit, plus);
+  }
+
+  return {
+    read(cookie, limit, plus) {
+      if (cookie === 0) {
+        bounds = [];
+        current = undefined;
+        state.clear();
+      }
+      const index = Math.floor(cookie / HASH_SPAN);
+      // A cookie of a page that was never read (a made-up offset) is the end.
+      return index > bounds.length ? [] : at(index, cookie, limit, plus);
+    },
+    close() {
+      current = undefined;
+    },
+  };
+}

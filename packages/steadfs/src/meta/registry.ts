@@ -1,0 +1,29 @@
+/** Metadata engines by URL scheme. One line per engine. */
+import { EINVAL } from '@steadfs/fuse/errno';
+import type { EngineDriver, EngineOptions, MetaEngine } from './engine.ts';
+import { sqliteDriver } from './sql/sqlite.ts';
+
+const DRIVERS: readonly EngineDriver[] = [sqliteDriver];
+
+/** Schemes that an engine exists for. */
+export function engineSchemes(): string[] {
+  return DRIVERS.flatMap(d => d.schemes);
+}
+
+/**
+ * Opens the engine for a metadata URL (nothing is created). Rejects with EINVAL for an unknown scheme or a malformed URL; the message never
+ * holds the URL, which may contain a password.
+ */
+export async function openEngine(url: string, options: EngineOptions): Promise<MetaEngine> {
+  const m = /^([A-Za-z][A-Za-z0-9+.-]*):\/\//.exec(url);
+  if (m === null) {
+    throw EINVAL.because(
+      `the metadata address has no scheme; it looks like sqlite3:///path/to/file.db (known: ${engineSchemes().join(', ')})`,
+    );
+  }
+  const scheme = m[1]!.toLowerCase();
+  const driver = DRIVERS.find(d => d.schemes.includes(scheme));
+  if (driver === undefined)
+    throw EINVAL.because(`no metadata engine for ${scheme}:// (known: ${engineSchemes().join(', ')})`);
+  return await driver.open(url, options);
+}

@@ -1,0 +1,915 @@
+/** The rows of a volume on SQLite: prepared statements and the caches before them, as the steps of an abstract transaction. */
+import type { DatabaseSync, SQLInputValue, StatementSync } from 'node:sqlite';
+import { EIO } from '@steadfs/fuse/errno';
+import { type AclRule, decodeAclEntries, encodeAclEntries } from '../../format/acl.ts';
+import { type Attr, FileType } from '../../format/attr.ts';
+import { type Ino, inoFromBigint, inoToBigint, SPECIAL } from '../../format/ino.ts';
+import { decodeLocks, encodeLocks, type LockRecord } from '../../format/locks.ts';
+import { CHUNK_SIZE, decodeSlices, encodeSlices, hole, type Slice } from '../../format/slice.ts';
+import { now } from '../clock.ts';
+import type { DeadSlice, Dentry, Name, TimeSet } from '../engine.ts';
+import { decodeDead, encodeDead } from '../ops/record.ts';
+import {
+  done,
+  type FlockRow,
+  nothing,
+  type PlockRow,
+  type Step,
+  type Tx,
+  type UsageKind,
+  type Volume,
+} from '../ops/tx.ts';
+
+/** 0x7FFFFFFF00000000, the first internal inode of the format, and what its distance to ours is. */
+const STORED_SPECIAL = '9223372032559808512';
+const STORED_SHIFT = '9218868432932438016';
+
+/** An inode column as our number (safe for JavaScript). */
+export function inoColumn(column: string): string {
+  return `CASE WHEN ${column}>=${STORED_SPECIAL} THEN ${column}-${STORED_SHIFT} ELSE ${column} END`;
+}
+
+/** An inode as a parameter. */
+export function inoParam(ino: Ino): number | bigint {
+  return ino < SPECIAL ? ino : inoToBigint(ino);
+}
+
+/** Columns of a node for {@link attrOfRow}, with a table alias. */
+export function nodeColumns(t = ''): string {
+  const parent = inoColumn(`${t}parent`);
+  return `${t}flags,${t}type,${t}mode,${t}uid,${t}gid,${t}atime,${t}mtime,${t}ctime,${t}atimensec,${t}mtimensec,${t}ctimensec,${t}nlink,${t}length,${t}rdev,${parent},${t}access_acl_id,${t}default_acl_id,${t}tier_id`;
+}
+
+export type Row = (number | bigint | string | Uint8Array | null)[];
+
+const BAD_YEAR = 2 ** 53;
+
+/** Microseconds and the rest below one (0..999) as seconds and nanoseconds. */
+function splitTime(us: number | bigint, rest: number): [sec: number, nsec: number] {
+  if (typeof us === 'bigint') {
+    let r = us % 1000000n;
+    if (r < 0n) r += 1000000n;
+    return [Number((us - r) / 1000000n), Number(r) * 1000 + rest];
+  }
+  let r = us % 1000000;
+  if (r < 0) r += 1000000;
+  return [(us - r) / 1000000, r * 1000 + rest];
+}
+
+function joinTime(sec: number, nsec: number): number | bigint {
+  const us = sec * 1000000 + Math.floor(nsec / 1000);
+  return us < BAD_YEAR && us > -BAD_YEAR ? us : BigInt(sec) * 1000000n + BigInt(Math.floor(nsec / 1000));
+}
+
+/** Attributes from the columns of {@link nodeColumns}, which begin at `at`. */
+export function attrOfRow(row: Row, at: number): Attr {
+  const r = row as (number | null)[];
+  const [atime, atimensec] = splitTime(r[at + 5]!, Number(r[at + 8]));
+  const [mtime, mtimensec] = splitTime(r[at + 6]!, Number(r[at + 9]));
+  const [ctime, ctimensec] = splitTime(r[at + 7]!, Number(r[at + 10]));
+  return {
+    flags: r[at]!,
+    type: r[at + 1]! as FileType,
+    mode: r[at + 2]!,
+    uid: r[at + 3]!,
+    gid: r[at + 4]!,
+    atime,
+    atimensec,
+    mtime,
+    mtimensec,
+    ctime,
+    ctimensec,
+    nlink: r[at + 11]!,
+    length: r[at + 12]!,
+    rdev: r[at + 13] ?? 0,
+    parent: r[at + 14] ?? 0,
+    accessAcl: r[at + 15] ?? 0,
+    defaultAcl: r[at + 16] ?? 0,
+    tier: r[at + 17] ?? 0,
+  };
+}
+
+/** The same for a row read with big integers: what does not fit a number is clamped (lengths of the Go client go to 2^57). */
+function attrOfBigRow(row: Row, at: number): Attr {
+  const small = row.map((v, i) => {
+    if (typeof v !== 'bigint' || (i >= at + 5 && i <= at + 7)) return v;
+    return v > 9007199254740991n ? Number.MAX_SAFE_INTEGER : Number(v);
+  });
+  return attrOfRow(small, at);
+}
+
+export function isOutOfRange(e: unknown): boolean {
+  return e instanceof Error && (e as { code?: string }).code === 'ERR_OUT_OF_RANGE';
+}
+
+/** Names as keys of maps. */
+export function nameKey(name: Name): string {
+  return Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('latin1');
+}
+
+export interface Delta {
+  kind: UsageKind;
+  key: number;
+  length: number;
+  space: number;
+  inodes: number;
+}
+
+/** Adds to a list that has at most one entry per (kind, key). */
+export function addDelta(list: Delta[], d: Delta): void {
+  const found = list.find(x => x.kind === d.kind && x.key === d.key);
+  if (found === undefined) list.push({ ...d });
+  else {
+    found.length += d.length;
+    found.space += d.space;
+    found.inodes += d.inodes;
+  }
+}
+
+/** 33 bytes each: kind u8, then key, length, space, inodes as float64 (safe integers). */
+export function encodeDeltas(list: readonly Delta[]): Uint8Array {
+  const b = Buffer.allocUnsafe(list.length * 33);
+  let at = 0;
+  for (const d of list) {
+    b[at] = d.kind;
+    b.writeDoubleBE(d.key, at + 1);
+    b.writeDoubleBE(d.length, at + 9);
+    b.writeDoubleBE(d.space, at + 17);
+    b.writeDoubleBE(d.inodes, at + 25);
+    at += 33;
+  }
+  return b;
+}
+
+/** Throws RangeError for another length than a multiple of 33. */
+export function decodeDeltas(b: Uint8Array): Delta[] {
+  if (b.length % 33 !== 0) throw new RangeError(`a usage record of ${b.length} bytes`);
+  const v = new DataView(b.buffer, b.byteOffset, b.byteLength);
+  return Array.from({ length: b.length / 33 }, (_, i) => ({
+    kind: v.getUint8(i * 33) as UsageKind,
+    key: v.getFloat64(i * 33 + 1),
+    length: v.getFloat64(i * 33 + 9),
+    space: v.getFloat64(i * 33 + 17),
+    inodes: v.getFloat64(i * 33 + 25),
+  }));
+}
+
+/** Prepared statements, made when first used; rows come as arrays. */
+export class Statements {
+  readonly db: DatabaseSync;
+  readonly prefix: string;
+  #cache = new Map<string, StatementSync>();
+
+  constructor(db: DatabaseSync, prefix: string) {
+    this.db = db;
+    this.prefix = prefix;
+  }
+
+  /** `$` in the text stands for the table prefix. */
+  get(sql: string, big = false): StatementSync {
+    const key = big ? `B${sql}` : sql;
+    let s = this.#cache.get(key);
+    if (s === undefined) {
+      s = this.db.prepare(sql.replaceAll('$', this.prefix));
+      s.setReturnArrays(true);
+      if (big) s.setReadBigInts(true);
+      this.#cache.set(key, s);
+    }
+    return s;
+  }
+
+  one(sql: string, ...params: SQLInputValue[]): Row | undefined {
+    return this.get(sql).get(...params) as Row | undefined;
+  }
+
+  all(sql: string, ...params: SQLInputValue[]): Row[] {
+    return this.get(sql).all(...params) as unknown as Row[];
+  }
+
+  /** Rows changed. */
+  run(sql: string, ...params: SQLInputValue[]): number {
+    return Number(this.get(sql).run(...params).changes);
+  }
+}
+
+/** Attributes and entries that a cache holds at most; dropped all at once. */
+const CACHE_LIMIT = 20000;
+const INODE_BATCH = 1024;
+
+const SELECT_NODE = `SELECT ${nodeColumns()} FROM $node WHERE inode=?`;
+const LOOKUP = `SELECT ${inoColumn('e.inode')},e.type,${nodeColumns('n.')} FROM $edge e JOIN $node n ON n.inode=e.inode WHERE e.parent=? AND e.name=?`;
+const SELECT_EDGE = `SELECT ${inoColumn('inode')},type FROM $edge WHERE parent=? AND name=?`;
+const INSERT_EDGE = 'INSERT INTO $edge(parent,name,inode,type) VALUES(?,?,?,?)';
+const DELETE_EDGE = 'DELETE FROM $edge WHERE parent=? AND name=?';
+const INSERT_NODE =
+  'INSERT INTO $node(inode,type,flags,mode,uid,gid,atime,mtime,ctime,atimensec,mtimensec,ctimensec,nlink,length,rdev,parent,access_acl_id,default_acl_id,tier_id) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)';
+const UPDATE_NODE =
+  'UPDATE $node SET type=?,flags=?,mode=?,uid=?,gid=?,atime=?,mtime=?,ctime=?,atimensec=?,mtimensec=?,ctimensec=?,nlink=?,length=?,rdev=?,parent=?,access_acl_id=?,default_acl_id=?,tier_id=? WHERE inode=?';
+
+function nodeParams(a: Attr): SQLInputValue[] {
+  return [
+    a.type,
+    a.flags,
+    a.mode,
+    a.uid,
+    a.gid,
+    joinTime(a.atime, a.atimensec),
+    joinTime(a.mtime, a.mtimensec),
+    joinTime(a.ctime, a.ctimensec),
+    a.atimensec % 1000,
+    a.mtimensec % 1000,
+    a.ctimensec % 1000,
+    a.nlink,
+    a.length,
+    a.rdev,
+    inoParam(a.parent),
+    a.accessAcl,
+    a.defaultAcl,
+    a.tier,
+  ];
+}
+
+export class SqliteTx implements Tx {
+  readonly volume: Volume;
+  readonly st: Statements;
+  now: TimeSet = now();
+  /** Writes of the body that runs. */
+  writes = 0;
+  /** Usage that the body that runs has collected. */
+  deltas: Delta[] = [];
+  /** Inodes whose locks were released by the group that runs. */
+  readonly unlocked = new Set<Ino>();
+  #nodes = new Map<Ino, Attr>();
+  #edges = new Map<Ino, Map<string, Dentry | null>>();
+  #edgeCount = 0;
+  #links = new Map<Ino, Map<Ino, number>>();
+  #acls = new Map<number, AclRule>();
+  #nextInode = 0;
+  #endInode = 0;
+
+  constructor(st: Statements, volume: Volume) {
+    this.st = st;
+    this.volume = volume;
+  }
+
+  /** Begins the body of one operation. */
+  begin(): void {
+    this.now = now();
+    this.writes = 0;
+    this.deltas = [];
+  }
+
+  /** Another connection has written: nothing that was read counts. */
+  dropCaches(): void {
+    if (this.#nodes.size > 0) this.#nodes = new Map();
+    if (this.#edgeCount > 0) this.#edges = new Map();
+    this.#edgeCount = 0;
+    if (this.#links.size > 0) this.#links.clear();
+  }
+
+  /** The transaction was rolled back. */
+  rolledBack(): void {
+    this.dropCaches();
+    this.#acls.clear();
+    this.#endInode = this.#nextInode = 0;
+    this.unlocked.clear();
+  }
+
+  // ── inodes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  cacheNode(ino: Ino, attr: Attr): void {
+    if (this.#nodes.size >= CACHE_LIMIT) this.#nodes = new Map();
+    this.#nodes.set(ino, attr);
+  }
+
+  /** Shared with the cache. */
+  readNode(ino: Ino): Attr | undefined {
+    let attr = this.#nodes.get(ino);
+    if (attr !== undefined) return attr;
+    attr = this.#selectNode(ino);
+    if (attr !== undefined) this.cacheNode(ino, attr);
+    return attr;
+  }
+
+  #selectNode(ino: Ino): Attr | undefined {
+    const key = inoParam(ino);
+    try {
+      const row = this.st.get(SELECT_NODE).get(key) as unknown as Row | undefined;
+      return row === undefined ? undefined : attrOfRow(row, 0);
+    } catch (e) {
+      if (!isOutOfRange(e)) throw e;
+      const row = this.st.get(SELECT_NODE, true).get(key) as unknown as Row | undefined;
+      return row === undefined ? undefined : attrOfBigRow(row, 0);
+    }
+  }
+
+  cachedNode(ino: Ino): Attr | undefined {
+    return this.#nodes.get(ino);
+  }
+
+  /** Attributes of many inodes by one statement; missing ones are not in the answer. */
+  readNodes(inos: readonly Ino[]): Map<Ino, Attr> {
+    const out = new Map<Ino, Attr>();
+    const missing: Ino[] = [];
+    for (const ino of inos) {
+      const attr = this.#nodes.get(ino);
+      if (attr !== undefined) out.set(ino, attr);
+      else if (ino < SPECIAL) missing.push(ino);
+      else {
+        const special = this.readNode(ino);
+        if (special !== undefined) out.set(ino, special);
+      }
+    }
+    if (missing.length === 0) return out;
+    const sql = `SELECT inode,${nodeColumns()} FROM $node WHERE inode IN (SELECT value FROM json_each(?))`;
+    const list = `[${missing.join(',')}]`;
+    try {
+      for (const row of this.st.all(sql, list)) out.set(row[0] as number, attrOfRow(row, 1));
+    } catch (e) {
+      if (!isOutOfRange(e)) throw e;
+      for (const row of this.st.get(sql, true).all(list) as unknown as Row[])
+        out.set(Number(row[0]), attrOfBigRow(row, 1));
+    }
+    return out;
+  }
+
+  node(ino: Ino): Step<Readonly<Attr> | undefined> {
+    return done(this.readNode(ino));
+  }
+
+  nodeForUpdate(ino: Ino): Step<Readonly<Attr> | undefined> {
+    return done(this.readNode(ino));
+  }
+
+  newInode(): Step<Ino> {
+    if (this.#nextInode >= this.#endInode) {
+      this.#endInode = this.bump('nextInode', INODE_BATCH);
+      this.#nextInode = this.#endInode - INODE_BATCH;
+    }
+    return done(this.#nextInode++);
+  }
+
+  insertNode(ino: Ino, attr: Attr): Step<void> {
+    this.writes++;
+    this.st.get(INSERT_NODE).run(inoParam(ino), ...nodeParams(attr));
+    this.cacheNode(ino, { ...attr });
+    return nothing;
+  }
+
+  updateNode(ino: Ino, attr: Attr): Step<void> {
+    this.writes++;
+    const stored = { ...attr };
+    // A directory's nlink is only ever changed by adjustDir, which may have run since `attr` was read.
+    if (attr.type === FileType.directory) stored.nlink = this.readNode(ino)?.nlink ?? attr.nlink;
+    this.st.get(UPDATE_NODE).run(...nodeParams(stored), inoParam(ino));
+    this.cacheNode(ino, stored);
+    return nothing;
+  }
+
+  deleteNode(ino: Ino): Step<void> {
+    this.writes++;
+    this.st.run('DELETE FROM $node WHERE inode=?', inoParam(ino));
+    this.#nodes.delete(ino);
+    this.#links.delete(ino);
+    return nothing;
+  }
+
+  adjustDir(ino: Ino, links: number, touch: boolean): Step<void> {
+    this.writes++;
+    const { sec, nsec } = this.now;
+    const us = joinTime(sec, nsec);
+    const rest = nsec % 1000;
+    const cached = this.#nodes.get(ino);
+    if (!touch) this.st.run('UPDATE $node SET nlink=nlink+? WHERE inode=?', links, inoParam(ino));
+    else {
+      const sql = 'UPDATE $node SET nlink=nlink+?,mtime=?,ctime=?,mtimensec=?,ctimensec=? WHERE inode=?';
+      this.st.get(sql).run(links, us, us, rest, rest, inoParam(ino));
+    }
+    if (cached !== undefined) {
+      const next = { ...cached, nlink: cached.nlink + links };
+      if (touch) {
+        next.mtime = next.ctime = sec;
+        next.mtimensec = next.ctimensec = nsec;
+      }
+      this.#nodes.set(ino, next);
+    }
+    return nothing;
+  }
+
+  // ── entries ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  #cacheEdge(parent: Ino, key: string, entry: Dentry | null): void {
+    if (this.#edgeCount >= CACHE_LIMIT) {
+      this.#edges = new Map();
+      this.#edgeCount = 0;
+    }
+    let names = this.#edges.get(parent);
+    if (names === undefined) {
+      names = new Map();
+      this.#edges.set(parent, names);
+    }
+    const before = names.size;
+    names.set(key, entry);
+    this.#edgeCount += names.size - before;
+  }
+
+  /** null: known to be absent. */
+  readEdge(parent: Ino, name: Name): Dentry | null {
+    const key = nameKey(name);
+    const cached = this.#edges.get(parent)?.get(key);
+    if (cached !== undefined) return cached;
+    const row = this.st.get(SELECT_EDGE).get(inoParam(parent), name) as unknown as number[] | undefined;
+    const entry = row === undefined ? null : { ino: row[0]!, type: row[1]! as FileType };
+    this.#cacheEdge(parent, key, entry);
+    return entry;
+  }
+
+  /** The inode of a name, attributes loaded into the cache with it; 0 when there is none. */
+  lookup(parent: Ino, name: Name): Ino {
+    const key = nameKey(name);
+    const cached = this.#edges.get(parent)?.get(key);
+    if (cached === null) return 0;
+    if (cached !== undefined && this.#nodes.has(cached.ino)) return cached.ino;
+    let row: Row | undefined;
+    let attr: Attr | undefined;
+    try {
+      row = this.st.get(LOOKUP).get(inoParam(parent), name) as unknown as Row | undefined;
+      if (row !== undefined) attr = attrOfRow(row, 2);
+    } catch (e) {
+      if (!isOutOfRange(e)) throw e;
+      row = this.st.get(LOOKUP, true).get(inoParam(parent), name) as unknown as Row | undefined;
+      if (row !== undefined) attr = attrOfBigRow(row, 2);
+    }
+    if (row === undefined || attr === undefined) {
+      // The join drops an entry whose inode is missing; that one is not cached as absent.
+      if (this.readEdge(parent, name) === null) this.#cacheEdge(parent, key, null);
+      return 0;
+    }
+    const ino = Number(row[0]);
+    this.cacheNode(ino, attr);
+    this.#cacheEdge(parent, key, { ino, type: Number(row[1]) as FileType });
+    return ino;
+  }
+
+  edge(parent: Ino, name: Name): Step<Readonly<Dentry> | undefined> {
+    return done(this.readEdge(parent, name) ?? undefined);
+  }
+
+  insertEdge(parent: Ino, name: Name, ino: Ino, type: FileType): Step<void> {
+    this.writes++;
+    this.st.get(INSERT_EDGE).run(inoParam(parent), name, inoParam(ino), type);
+    this.#cacheEdge(parent, nameKey(name), { ino, type });
+    this.#links.delete(ino);
+    return nothing;
+  }
+
+  deleteEdge(parent: Ino, name: Name, ino: Ino): Step<void> {
+    this.writes++;
+    this.st.get(DELETE_EDGE).run(inoParam(parent), name);
+    this.#cacheEdge(parent, nameKey(name), null);
+    this.#links.delete(ino);
+    return nothing;
+  }
+
+  moveEdge(parent: Ino, name: Name, newParent: Ino, newName: Name, ino: Ino, type: FileType): Step<void> {
+    this.writes++;
+    const sql = 'UPDATE $edge SET parent=?,name=? WHERE parent=? AND name=?';
+    this.st.get(sql).run(inoParam(newParent), newName, inoParam(parent), name);
+    this.#cacheEdge(parent, nameKey(name), null);
+    this.#cacheEdge(newParent, nameKey(newName), { ino, type });
+    this.#links.delete(ino);
+    return nothing;
+  }
+
+  setEdge(parent: Ino, name: Name, ino: Ino, type: FileType): Step<void> {
+    this.writes++;
+    this.st.run(
+      'UPDATE $edge SET inode=?,type=? WHERE parent=? AND name=?',
+      inoParam(ino),
+      type,
+      inoParam(parent),
+      name,
+    );
+    this.#cacheEdge(parent, nameKey(name), { ino, type });
+    this.#links.delete(ino);
+    return nothing;
+  }
+
+  hasEntries(ino: Ino): Step<boolean> {
+    return done(this.st.one('SELECT 1 FROM $edge WHERE parent=? LIMIT 1', inoParam(ino)) !== undefined);
+  }
+
+  readLinks(ino: Ino): Map<Ino, number> {
+    let links = this.#links.get(ino);
+    if (links === undefined) {
+      links = new Map();
+      for (const row of this.st.all(`SELECT ${inoColumn('parent')} FROM $edge WHERE inode=?`, inoParam(ino))) {
+        const parent = row[0] as number;
+        links.set(parent, (links.get(parent) ?? 0) + 1);
+      }
+      if (this.#links.size >= CACHE_LIMIT) this.#links.clear();
+      this.#links.set(ino, links);
+    }
+    return links;
+  }
+
+  parentsOf(ino: Ino): Step<Map<Ino, number>> {
+    return done(this.readLinks(ino));
+  }
+
+  addParent(): Step<void> {
+    return nothing;
+  }
+
+  deleteParents(): Step<void> {
+    return nothing;
+  }
+
+  entries(parent: Ino, after: Name | undefined, limit: number): Step<{ name: Name; ino: Ino; type: FileType }[]> {
+    return done(this.listNames(parent, after, undefined, limit));
+  }
+
+  listNames(
+    parent: Ino,
+    after: Name | undefined,
+    upto: Name | undefined,
+    limit: number,
+  ): { name: Name; ino: Ino; type: FileType }[] {
+    const range = `${after === undefined ? '' : ' AND name>?'}${upto === undefined ? '' : ' AND name<=?'}`;
+    const params: SQLInputValue[] = [inoParam(parent)];
+    if (after !== undefined) params.push(after);
+    if (upto !== undefined) params.push(upto);
+    params.push(limit);
+    const sql = `SELECT name,${inoColumn('inode')},type FROM $edge WHERE parent=?${range} ORDER BY name LIMIT ?`;
+    return this.st
+      .all(sql, ...params)
+      .map(r => ({ name: r[0] as Uint8Array, ino: r[1] as number, type: r[2] as FileType }));
+  }
+
+  symlink(ino: Ino): Step<Uint8Array | undefined> {
+    return done(this.st.one('SELECT target FROM $symlink WHERE inode=?', inoParam(ino))?.[0] as Uint8Array | undefined);
+  }
+
+  insertSymlink(ino: Ino, target: Uint8Array): Step<void> {
+    this.writes++;
+    this.st.run('INSERT INTO $symlink(inode,target) VALUES(?,?)', inoParam(ino), target);
+    return nothing;
+  }
+
+  deleteSymlink(ino: Ino): Step<void> {
+    this.writes++;
+    this.st.run('DELETE FROM $symlink WHERE inode=?', inoParam(ino));
+    return nothing;
+  }
+
+  // ── extended attributes ── names are text with any bytes in them.
+
+  xattr(ino: Ino, name: Name): Step<Uint8Array | undefined> {
+    const row = this.st.one('SELECT value FROM $xattr WHERE inode=? AND name=CAST(? AS TEXT)', inoParam(ino), name);
+    return done(row === undefined ? undefined : toBytes(row[0]!));
+  }
+
+  xattrNames(ino: Ino): Step<Name[]> {
+    return done(
+      this.st.all('SELECT CAST(name AS BLOB) FROM $xattr WHERE inode=?', inoParam(ino)).map(r => toBytes(r[0]!)),
+    );
+  }
+
+  setXattr(ino: Ino, name: Name, value: Uint8Array): Step<void> {
+    this.writes++;
+    const sql =
+      'INSERT INTO $xattr(inode,name,value) VALUES(?,CAST(? AS TEXT),?) ON CONFLICT(inode,name) DO UPDATE SET value=excluded.value';
+    this.st.run(sql, inoParam(ino), name, value);
+    return nothing;
+  }
+
+  deleteXattr(ino: Ino, name: Name): Step<boolean> {
+    this.writes++;
+    return done(this.st.run('DELETE FROM $xattr WHERE inode=? AND name=CAST(? AS TEXT)', inoParam(ino), name) > 0);
+  }
+
+  deleteXattrs(ino: Ino): Step<void> {
+    this.writes++;
+    this.st.run('DELETE FROM $xattr WHERE inode=?', inoParam(ino));
+    return nothing;
+  }
+
+  copyXattrs(from: Ino, to: Ino): Step<void> {
+    this.writes++;
+    this.st.run(
+      'INSERT INTO $xattr(inode,name,value) SELECT ?,name,value FROM $xattr WHERE inode=?',
+      inoParam(to),
+      inoParam(from),
+    );
+    return nothing;
+  }
+
+  // ── data ── `slices` may be text with arbitrary bytes (spec/meta-sql.md §3): always cast.
+
+  chunk(ino: Ino, index: number): Step<Slice[]> {
+    const row = this.st.one('SELECT CAST(slices AS BLOB) FROM $chunk WHERE inode=? AND indx=?', inoParam(ino), index);
+    if (row === undefined || row[0] === null) return done([]);
+    const bytes = row[0] as Uint8Array;
+    if (bytes.length % 24 !== 0)
+      throw EIO.because(`chunk ${index} of inode ${ino}: ${bytes.length} bytes is no slice list`);
+    return done(decodeSlices(bytes));
+  }
+
+  appendChunk(ino: Ino, index: number, records: readonly Slice[]): Step<number> {
+    this.writes++;
+    const bytes = encodeSlices(records);
+    const update = 'UPDATE $chunk SET slices=CAST(slices||? AS BLOB) WHERE inode=? AND indx=? RETURNING length(slices)';
+    const row = this.st.one(update, bytes, inoParam(ino), index);
+    if (row !== undefined) return done((row[0] as number) / 24);
+    this.st.run('INSERT INTO $chunk(inode,indx,slices) VALUES(?,?,?)', inoParam(ino), index, bytes);
+    return done(records.length);
+  }
+
+  coverChunk(ino: Ino, index: number): Step<void> {
+    this.appendChunk(ino, index, [hole(0, CHUNK_SIZE)]);
+    return nothing;
+  }
+
+  replaceChunk(ino: Ino, index: number, records: readonly Slice[]): Step<void> {
+    this.writes++;
+    if (records.length === 0) this.st.run('DELETE FROM $chunk WHERE inode=? AND indx=?', inoParam(ino), index);
+    else {
+      const sql =
+        'INSERT INTO $chunk(inode,indx,slices) VALUES(?,?,?) ON CONFLICT(inode,indx) DO UPDATE SET slices=excluded.slices';
+      this.st.run(sql, inoParam(ino), index, encodeSlices(records));
+    }
+    return nothing;
+  }
+
+  chunkIndexes(ino: Ino, from: number, to: number, limit: number): Step<number[]> {
+    if (to < from) return done([]);
+    const sql = 'SELECT indx FROM $chunk WHERE inode=? AND indx>=? AND indx<=? ORDER BY indx LIMIT ?';
+    return done(this.st.all(sql, inoParam(ino), from, to, limit).map(r => r[0] as number));
+  }
+
+  addSlice(id: number, size: number, refs: number): Step<void> {
+    this.writes++;
+    const sql =
+      'INSERT INTO $chunk_ref(chunkid,size,refs) VALUES(?,?,?) ON CONFLICT(chunkid) DO UPDATE SET refs=refs+excluded.refs';
+    this.st.run(sql, id, size, refs);
+    return nothing;
+  }
+
+  addRefs(id: number, size: number, refs: number): Step<number> {
+    this.writes++;
+    const row = this.st.one(
+      'UPDATE $chunk_ref SET refs=refs+? WHERE chunkid=? AND size=? RETURNING refs',
+      refs,
+      id,
+      size,
+    );
+    // A missing row: nobody else refers to it.
+    return done(row === undefined ? refs : (row[0] as number));
+  }
+
+  deadSlices(limit: number): Step<DeadSlice[]> {
+    const rows = this.st.all('SELECT chunkid,size FROM $chunk_ref WHERE refs<=0 LIMIT ?', limit);
+    return done(rows.map(r => ({ id: r[0] as number, size: r[1] as number })));
+  }
+
+  deleteSlice(id: number, size: number): Step<void> {
+    this.writes++;
+    this.st.run('DELETE FROM $chunk_ref WHERE chunkid=? AND size=? AND refs<=0', id, size);
+    return nothing;
+  }
+
+  insertDelayed(key: number, slices: readonly DeadSlice[]): Step<void> {
+    this.writes++;
+    this.st.run('INSERT INTO $delslices(chunkid,deleted,slices) VALUES(?,?,?)', key, this.now.sec, encodeDead(slices));
+    return nothing;
+  }
+
+  delayedBefore(unixSeconds: number, limit: number): Step<{ key: number; slices: DeadSlice[] }[]> {
+    const rows = this.st.all(
+      'SELECT chunkid,CAST(slices AS BLOB) FROM $delslices WHERE deleted<? LIMIT ?',
+      unixSeconds,
+      limit,
+    );
+    return done(rows.map(r => ({ key: r[0] as number, slices: decodeDead(r[1] as Uint8Array) })));
+  }
+
+  deleteDelayed(key: number): Step<void> {
+    this.writes++;
+    this.st.run('DELETE FROM $delslices WHERE chunkid=?', key);
+    return nothing;
+  }
+
+  // ── removed files ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+  insertDelfile(ino: Ino, length: number): Step<void> {
+    this.writes++;
+    this.st.run(
+      'INSERT OR REPLACE INTO $delfile(inode,length,expire) VALUES(?,?,?)',
+      inoParam(ino),
+      length,
+      this.now.sec,
+    );
+    return nothing;
+  }
+
+  delfiles(before: number, limit: number): Step<{ ino: Ino; length: number }[]> {
+    const sql = `SELECT ${inoColumn('inode')},min(length,9007199254740991) FROM $delfile WHERE expire<? LIMIT ?`;
+    return done(this.st.all(sql, before, limit).map(r => ({ ino: r[0] as number, length: r[1] as number })));
+  }
+
+  deleteDelfile(ino: Ino): Step<void> {
+    this.writes++;
+    this.st.run('DELETE FROM $delfile WHERE inode=?', inoParam(ino));
+    return nothing;
+  }
+
+  insertSustained(sid: number, ino: Ino): Step<void> {
+    this.writes++;
+    this.st.run('INSERT OR IGNORE INTO $sustained(sid,inode) VALUES(?,?)', sid, inoParam(ino));
+    return nothing;
+  }
+
+  deleteSustained(sid: number, ino: Ino): Step<void> {
+    this.writes++;
+    this.st.run('DELETE FROM $sustained WHERE sid=? AND inode=?', sid, inoParam(ino));
+    return nothing;
+  }
+
+  isSustained(ino: Ino): Step<boolean> {
+    // No index on inode alone: the sessions are few.
+    const sql =
+      'SELECT 1 FROM (SELECT sid FROM $session2) s CROSS JOIN $sustained u ON u.sid=s.sid AND u.inode=? LIMIT 1';
+    return done(this.st.one(sql, inoParam(ino)) !== undefined);
+  }
+
+  sustainedOf(sid: number): Step<Ino[]> {
+    return done(this.st.all(`SELECT ${inoColumn('inode')} FROM $sustained WHERE sid=?`, sid).map(r => r[0] as number));
+  }
+
+  insertDetached(ino: Ino): Step<void> {
+    this.writes++;
+    this.st.run('INSERT INTO $detached_node(inode,added) VALUES(?,?)', inoParam(ino), this.now.sec);
+    return nothing;
+  }
+
+  deleteDetached(ino: Ino): Step<void> {
+    this.writes++;
+    this.st.run('DELETE FROM $detached_node WHERE inode=?', inoParam(ino));
+    return nothing;
+  }
+
+  // ── ACL ── rules never change once stored.
+
+  acl(id: number): Step<AclRule | undefined> {
+    let rule = this.#acls.get(id);
+    if (rule === undefined) {
+      const row = this.st.one('SELECT owner,`group`,mask,other,named_users,named_groups FROM $acl WHERE id=?', id);
+      if (row === undefined) return done(undefined);
+      const [owner, group, mask, other] = row as number[];
+      const list = (v: Row[number] | undefined) => (v == null ? [] : decodeAclEntries(toBytes(v)));
+      rule = { owner: owner!, group: group!, mask: mask!, other: other!, users: list(row[4]), groups: list(row[5]) };
+      this.#acls.set(id, rule);
+    }
+    return done(rule);
+  }
+
+  aclId(rule: AclRule): Step<number> {
+    const users = encodeAclEntries(rule.users);
+    const groups = encodeAclEntries(rule.groups);
+    const values: SQLInputValue[] = [rule.owner, rule.group, rule.mask, rule.other, users, groups];
+    const where = 'owner=? AND `group`=? AND mask=? AND other=? AND named_users=? AND named_groups=?';
+    const found = this.st.one(`SELECT min(id) FROM $acl WHERE ${where}`, ...values)?.[0];
+    if (typeof found === 'number') return done(found);
+    this.writes++;
+    const sql = 'INSERT INTO $acl(owner,`group`,mask,other,named_users,named_groups) VALUES(?,?,?,?,?,?) RETURNING id';
+    return done(this.st.one(sql, ...values)![0] as number);
+  }
+
+  // ── locks ── owners are 64-bit numbers, stored signed; ltype is the character code.
+
+  flocks(ino: Ino): Step<FlockRow[]> {
+    const rows = this.st
+      .get('SELECT sid,owner,ltype FROM $flock WHERE inode=?', true)
+      .all(inoParam(ino)) as unknown as bigint[][];
+    return done(
+      rows.map(r => ({ sid: Number(r[0]), owner: BigInt.asUintN(64, r[1]!), type: r[2] === 87n ? 'W' : 'R' })),
+    );
+  }
+
+  setFlock(ino: Ino, owner: bigint, type: 'R' | 'W'): Step<void> {
+    this.writes++;
+    const sql =
+      'INSERT INTO $flock(inode,sid,owner,ltype) VALUES(?,?,?,?) ON CONFLICT(inode,sid,owner) DO UPDATE SET ltype=excluded.ltype';
+    this.st.run(sql, inoParam(ino), this.volume.sid, BigInt.asIntN(64, owner), type.charCodeAt(0));
+    this.unlocked.add(ino);
+    return nothing;
+  }
+
+  deleteFlock(ino: Ino, owner: bigint): Step<void> {
+    this.writes++;
+    this.st.run(
+      'DELETE FROM $flock WHERE inode=? AND sid=? AND owner=?',
+      inoParam(ino),
+      this.volume.sid,
+      BigInt.asIntN(64, owner),
+    );
+    this.unlocked.add(ino);
+    return nothing;
+  }
+
+  plocks(ino: Ino): Step<PlockRow[]> {
+    const sql = 'SELECT sid,owner,CAST(records AS BLOB) FROM $plock WHERE inode=?';
+    const rows = this.st.get(sql, true).all(inoParam(ino)) as unknown as [bigint, bigint, Uint8Array][];
+    return done(rows.map(r => ({ sid: Number(r[0]), owner: BigInt.asUintN(64, r[1]), records: decodeLocks(r[2]) })));
+  }
+
+  setPlock(ino: Ino, owner: bigint, records: readonly LockRecord[]): Step<void> {
+    this.writes++;
+    this.unlocked.add(ino);
+    const key: SQLInputValue[] = [inoParam(ino), this.volume.sid, BigInt.asIntN(64, owner)];
+    if (records.length === 0) this.st.run('DELETE FROM $plock WHERE inode=? AND sid=? AND owner=?', ...key);
+    else {
+      const sql =
+        'INSERT INTO $plock(inode,sid,owner,records) VALUES(?,?,?,?) ON CONFLICT(inode,sid,owner) DO UPDATE SET records=excluded.records';
+      this.st.run(sql, ...key, encodeLocks(records));
+    }
+    return nothing;
+  }
+
+  // ── counters and the rest ─────────────────────────────────────────────────────────────────────────────────────────
+
+  bump(name: string, delta: number): number {
+    this.writes++;
+    const row = this.st.one('UPDATE $counter SET value=value+? WHERE name=? RETURNING value', delta, name);
+    if (row !== undefined) return row[0] as number;
+    this.st.run('INSERT INTO $counter(name,value) VALUES(?,?)', name, delta);
+    return delta;
+  }
+
+  addCounter(name: string, delta: number): Step<number> {
+    return done(this.bump(name, delta));
+  }
+
+  counter(name: string): Step<number> {
+    return done((this.st.one('SELECT value FROM $counter WHERE name=?', name)?.[0] as number | undefined) ?? 0);
+  }
+
+  setCounter(name: string, value: number): Step<void> {
+    this.writes++;
+    this.st.run(
+      'INSERT INTO $counter(name,value) VALUES(?,?) ON CONFLICT(name) DO UPDATE SET value=excluded.value',
+      name,
+      value,
+    );
+    return nothing;
+  }
+
+  insertDirStat(ino: Ino, length: number, space: number, inodes: number): Step<void> {
+    this.writes++;
+    const sql = 'INSERT OR REPLACE INTO $dir_stats(inode,data_length,used_space,used_inodes) VALUES(?,?,?,?)';
+    this.st.run(sql, inoParam(ino), length, space, inodes);
+    return nothing;
+  }
+
+  dirStat(ino: Ino): Step<{ length: number; space: number; inodes: number } | undefined> {
+    const row = this.st.one('SELECT data_length,used_space,used_inodes FROM $dir_stats WHERE inode=?', inoParam(ino)) as
+      | number[]
+      | undefined;
+    return done(row === undefined ? undefined : { length: row[0]!, space: row[1]!, inodes: row[2]! });
+  }
+
+  deleteDirStat(ino: Ino): Step<void> {
+    this.writes++;
+    this.st.run('DELETE FROM $dir_stats WHERE inode=?', inoParam(ino));
+    return nothing;
+  }
+
+  deleteDirQuota(ino: Ino): Step<void> {
+    if (this.volume.quotas.dirs.has(ino)) {
+      this.writes++;
+      this.st.run('DELETE FROM $dir_quota WHERE inode=?', inoParam(ino));
+      this.volume.quotas.dirs.delete(ino);
+    }
+    return nothing;
+  }
+
+  account(kind: UsageKind, key: number, length: number, space: number, inodes: number): void {
+    addDelta(this.deltas, { kind, key, length, space, inodes });
+  }
+
+  log(entry: string): Step<void> {
+    this.writes++;
+    this.st.run('INSERT INTO $change_log(entry) VALUES(?)', entry);
+    return nothing;
+  }
+}
+
+function toBytes(v: NonNullable<Row[number]>): Uint8Array {
+  if (v instanceof Uint8Array) return v;
+  return Buffer.from(String(v), 'utf8');
+}
+
+/** An inode read with big integers. */
+export function inoOfBig(v: bigint): Ino {
+  return inoFromBigint(v);
+}

@@ -1,0 +1,115 @@
+/** The write-ahead log of a database: making it durable off the loop, and moving it into the database from a worker. */
+import fs from 'node:fs';
+import { dirname } from 'node:path';
+import { Worker } from 'node:worker_threads';
+import { EIO } from '@steadfs/fuse/errno';
+
+/** A log of this size is worth a checkpoint. */
+const CHECKPOINT_BYTES = 8 << 20;
+/** From here on writers are made to wait a moment, so that the log starts again from its beginning. */
+const RESTART_BYTES = 128 << 20;
+
+/**
+ * Runs in a worker that lives for one checkpoint (an idle one costs 9 MiB). Passes of PASSIVE hold nobody up; RESTART comes only when the log
+ * has grown far, after a pass that left it little to do.
+ */
+const CHECKPOINTER = `
+const { workerData, parentPort } = require('node:worker_threads');
+const { DatabaseSync } = require('node:sqlite');
+const fs = require('node:fs');
+const db = new DatabaseSync(workerData.path, { timeout: 50 });
+try {
+  db.exec('PRAGMA synchronous=NORMAL');
+  db.prepare('PRAGMA wal_checkpoint(PASSIVE)').get();
+  if (fs.statSync(workerData.path + '-wal').size > workerData.restartBytes) {
+    db.prepare('PRAGMA wal_checkpoint(PASSIVE)').get();
+    db.prepare('PRAGMA wal_checkpoint(RESTART)').get();
+  }
+} finally {
+  db.close();
+}
+`;
+
+export interface WriteAheadLog {
+  /** Everything committed before the call is durable when it settles; callers share one fdatasync. */
+  sync(): Promise<void>;
+  /** Looks at the size and starts a checkpoint when it is due. */
+  check(): void;
+  close(): Promise<void>;
+}
+
+export function writeAheadLog(path: string, onError: (message: string) => void): WriteAheadLog {
+  const walPath = `${path}-wal`;
+  let fd: number | undefined;
+  let running: Promise<void> | undefined;
+  let next: Promise<void> | undefined;
+  let worker: Promise<void> | undefined;
+  let closed = false;
+
+  async function syncNow(): Promise<void> {
+    try {
+      if (fd === undefined) {
+        fd = await new Promise<number>((resolve, reject) =>
+          fs.open(walPath, 'r', (e, n) => (e ? reject(e) : resolve(n))),
+        );
+        // The log's own name has to last too.
+        const dir = await fs.promises.open(dirname(path), 'r');
+        try {
+          await dir.sync();
+        } finally {
+          await dir.close();
+        }
+      }
+      const log = fd;
+      await new Promise<void>((resolve, reject) => fs.fdatasync(log, e => (e ? reject(e) : resolve())));
+    } catch (e) {
+      // No log: nothing was written since the database was opened.
+      if ((e as NodeJS.ErrnoException).code !== 'ENOENT')
+        throw EIO.because('the database log cannot be made durable', e);
+    }
+  }
+
+  async function checkpoint(): Promise<void> {
+    await new Promise<void>(resolve => {
+      const w = new Worker(CHECKPOINTER, { eval: true, workerData: { path, restartBytes: RESTART_BYTES } });
+      w.on('error', (e: unknown) =>
+        onError(`checkpoint of the metadata database: ${e instanceof Error ? e.message : String(e)}`),
+      );
+      w.on('exit', () => resolve());
+    });
+  }
+
+  return {
+    sync() {
+      if (running === undefined) {
+        running = syncNow().finally(() => {
+          running = undefined;
+        });
+        return running;
+      }
+      // The one under way may have begun before the caller's commit: all who come now share the one after it.
+      next ??= running
+        .catch(() => undefined)
+        .then(() => {
+          next = undefined;
+          return this.sync();
+        });
+      return next;
+    },
+    check() {
+      if (worker !== undefined || closed) return;
+      fs.stat(walPath, (e, st) => {
+        if (e !== null || closed || worker !== undefined || st.size < CHECKPOINT_BYTES) return;
+        worker = checkpoint().finally(() => {
+          worker = undefined;
+        });
+      });
+    },
+    async close() {
+      closed = true;
+      await Promise.all([running?.catch(() => undefined), worker]);
+      if (fd !== undefined) fs.closeSync(fd);
+      fd = undefined;
+    },
+  };
+}
