@@ -41,6 +41,7 @@ export interface Launch {
   command: readonly string[];
   /** Anything JSON can hold; for the file system only. Secrets are fine here. */
   options: unknown;
+  arenaSize: number;
   /** Private directory of the mount (control socket, keeper's pid); made again when it vanishes. */
   directory: string;
   /** File that stdout and stderr are appended to; absent: those of the starter in the foreground, else /dev/null. */

@@ -1,0 +1,703 @@
+/**
+ * Starting, replacing, serving, watching and ending a mount: the functions that commands call. Types and what they promise: service-types.ts; who holds what and
+ * restarts whom: keeper.ts; the take-over: handover.ts.
+ *
+ * The service's one way to start, {@link runService}: take the capsule's lock (an upgrade: get warm first, then end the old service, then take it), open the capsule, serve.
+ */
+import { readdirSync, readFileSync, rmSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  CapsuleError,
+  createCapsule,
+  incompatible,
+  inspectCapsule,
+  lockCapsule,
+  openCapsule,
+  peekBlob,
+} from './capsule.ts';
+import { EACCES, EBUSY, ECANCELED, EINVAL, EIO, ENOTCONN, ETIMEDOUT } from './errno.ts';
+import {
+  type Control,
+  type ControlServer,
+  connectControl,
+  fdsOfProcess,
+  killAndWait,
+  serveControl,
+  takeOver,
+} from './handover.ts';
+import {
+  becomeKeeper,
+  becomeProgram,
+  heldPairs,
+  type KeeperWatch,
+  passedEnvironment,
+  setOomScore,
+  startKeeper,
+  watchKeeper,
+} from './keeper.ts';
+import {
+  createLaunch,
+  createState,
+  EXIT_ENDED,
+  EXIT_LOCKED,
+  EXIT_REFUSED,
+  FD_ARENA,
+  FD_CAPSULE,
+  FD_FUSE,
+  FD_LAUNCH,
+  FD_REPORT,
+  FD_STATE,
+  HELD,
+  type HeldFds,
+  holdsCapsule,
+  type Report,
+  readLaunch,
+  readState,
+  runtimeDirectory,
+  writeState,
+} from './launch.ts';
+import { findMount, isFuse, mountFuse, probe, unmount, waitingRequests } from './mount.ts';
+import type {
+  EndSettings,
+  Launch,
+  MountState,
+  Replaced,
+  ReplaceSettings,
+  ServiceSettings,
+  Started,
+  StartSettings,
+  Takeover,
+} from './service-types.ts';
+import { CONNECTION_SECTIONS } from './slots.ts';
+import * as sys from './sys.ts';
+import { isRestart, listenFds, notifications, storedMount } from './systemd.ts';
+
+/** JSON in the capsule: who serves, and the last take-overs. */
+const PROCESS_BLOB = 'fuse.process';
+const PROCESS_BLOB_MAX = 32_768;
+const KEPT_TAKEOVERS = 32;
+/** A process that yields to its successor is killed after this at the latest, ms. */
+const YIELD_MS = 10;
+
+interface ProcessRecord {
+  pid: number;
+  keeper: number;
+  version: string;
+  takeovers: Takeover[];
+}
+
+function readProcessRecord(bytes: Uint8Array | undefined): ProcessRecord | undefined {
+  return bytes && (JSON.parse(Buffer.from(bytes).toString()) as ProcessRecord);
+}
+
+function now(): number {
+  return performance.timeOrigin + performance.now();
+}
+
+function message(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+// --- Starting ---------------------------------------------------------------------------------------------------------
+
+/** See {@link StartSettings}. Throws Errno or Error with the reason; then nothing is left mounted. */
+export async function startMount(settings: StartSettings): Promise<Started> {
+  if (settings.systemd) return startUnderSystemd(settings);
+  const { fds, launch } = await makeMount(settings);
+  if (settings.foreground) becomeKeeper(launch, fds);
+  const starter = listenForReports();
+  let keeper: ReturnType<typeof startKeeper> | undefined;
+  try {
+    keeper = startKeeper({ launch, fds, mode: 'mount', report: starter.writeEnd });
+    const served = await starter.served(settings.timeout ?? 60_000, keeper);
+    keeper.unref();
+    return { device: launch.device, keeper: keeper.pid, service: served.service };
+  } catch (error) {
+    keeper?.kill('SIGKILL');
+    if (starter.service) killAndWait(starter.service, 1000);
+    await unmount(settings.mountPoint, { force: true }).catch(() => {
+      // The reason of the failure matters more; a mount that is left over shows as dead.
+    });
+    rmSync(launch.directory, { recursive: true, force: true });
+    throw error;
+  } finally {
+    starter.close();
+    closeHeld(fds);
+  }
+}
+
+/** /dev/fuse, capsule, mount, launch record, state. */
+async function makeMount(settings: StartSettings): Promise<{ fds: HeldFds; launch: Launch }> {
+  const { mountPoint, mount, version, command, options, arenaSize, log, systemd } = settings;
+  const { fd: fuse, device } = await mountFuse(mountPoint, mount);
+  const directory = runtimeDirectory(device);
+  const launch: Launch = {
+    mountPoint,
+    device,
+    mount,
+    version,
+    command,
+    options,
+    arenaSize,
+    directory,
+    created: Date.now(),
+    ...(log !== undefined && { log }),
+    ...(systemd && { systemd }),
+  };
+  const { capsule, arena } = createCapsule({ arenaSize });
+  return { fds: { fuse, capsule, arena, launch: createLaunch(launch), state: createState() }, launch };
+}
+
+function closeHeld(fds: HeldFds): void {
+  for (const fd of Object.values(fds)) sys.close(fd);
+}
+
+/** The unit's main process: adopts what the fd store kept or mounts, then becomes the service. */
+async function startUnderSystemd(settings: StartSettings): Promise<never> {
+  const passed = listenFds();
+  let stored = storedMount(passed);
+  if (stored && ended(stored.fuse)) {
+    // Unmounted while no service ran.
+    notifications()?.remove();
+    closeHeld(stored);
+    stored = undefined;
+  }
+  let launch: Launch;
+  let fds: HeldFds;
+  if (stored) {
+    const { mountPoint, version, command, options, arenaSize, log } = settings;
+    const before = readLaunch(stored.launch);
+    if (before.mountPoint !== mountPoint)
+      throw EINVAL.because(`the fd store holds a mount of ${before.mountPoint}, not of ${mountPoint}`);
+    launch = {
+      ...before,
+      version,
+      command,
+      options,
+      arenaSize,
+      created: Date.now(),
+      ...(log !== undefined && { log }),
+    };
+    fds = { ...stored, launch: createLaunch(launch), state: createState() };
+  } else ({ launch, fds } = await makeMount(settings));
+  const env = { ...passedEnvironment(), STEADFS_START: stored ? 'systemd' : 'mount', STEADFS_KEEPER: '0' };
+  becomeProgram(launch.command[0]!, launch.command, env, [
+    ...heldPairs(fds),
+    [sys.open('/dev/null', sys.O_RDWR), FD_REPORT],
+  ]);
+}
+
+/** The starter's end of the report pipe. */
+function listenForReports() {
+  const [readEnd, writeEnd] = sys.pipe();
+  sys.setNonblock(readEnd);
+  const memory = sys.allocate(65_536);
+  let text = '';
+  let wake: () => void = () => {};
+  let ended = false;
+  const reports: Report[] = [];
+  const watch = sys.watchReadable(readEnd, () => {
+    for (;;) {
+      const n = sys.read(readEnd, memory.address, memory.length);
+      if (n < 0) break;
+      if (n === 0) {
+        ended = true;
+        watch.close();
+        break;
+      }
+      text += Buffer.from(memory.bytes.subarray(0, n)).toString();
+    }
+    const lines = text.split('\n');
+    text = lines.pop()!;
+    for (const line of lines) reports.push(JSON.parse(line) as Report);
+    wake();
+  });
+  const result = {
+    writeEnd,
+    service: 0,
+    committing: false,
+    /** The report `serving`; throws the reason when the service gives up or ends before, ETIMEDOUT after `timeout` ms. */
+    async served(timeout: number, keeper: { exitCode: number | null }): Promise<Report & { event: 'serving' }> {
+      sys.close(writeEnd);
+      result.writeEnd = -1;
+      const until = performance.now() + timeout;
+      for (;;) {
+        for (let r = reports.shift(); r; r = reports.shift()) {
+          if (r.event === 'started') result.service = r.service;
+          else if (r.event === 'committing') result.committing = true;
+          else if (r.event === 'failed') throw new Error(r.message);
+          else return r;
+        }
+        if (ended) {
+          await sleep(50); // the keeper's exit code follows
+          throw EIO.because(
+            `the service ended before it served${keeper.exitCode ? ` (exit code ${keeper.exitCode})` : ''}`,
+          );
+        }
+        const left = until - performance.now();
+        if (left <= 0) throw ETIMEDOUT.because(`the service is not ready after ${Math.round(timeout / 1000)} s`);
+        await new Promise<void>(resolve => {
+          const timer = setTimeout(resolve, left);
+          wake = () => {
+            clearTimeout(timer);
+            resolve();
+          };
+        });
+      }
+    },
+    close(): void {
+      watch.close();
+      sys.close(readEnd);
+      if (result.writeEnd >= 0) sys.close(result.writeEnd);
+      sys.unmap(memory);
+    },
+  };
+  return result;
+}
+
+// --- Replacing --------------------------------------------------------------------------------------------------------
+
+/** See {@link ReplaceSettings}. Throws the reason when the old service goes on serving. */
+export async function replaceMount(settings: ReplaceSettings): Promise<Replaced> {
+  const { mountPoint, version, command, options, arenaSize, log } = settings;
+  const state = await mountState(mountPoint);
+  if (!state) throw EINVAL.because(`nothing is mounted at ${mountPoint}`);
+  const old = state.launch;
+  if (!old)
+    throw (state.state === 'dead' ? ENOTCONN : EACCES).because(state.message ?? `${mountPoint} is not ours to replace`);
+  if (old.systemd)
+    throw EBUSY.because(`${mountPoint} is kept by systemd: change the unit and restart it with systemctl`);
+  const fds = await fdsOf(state, old);
+  const launch: Launch = { ...old, version, command, options, arenaSize, created: Date.now() };
+  if (log === undefined) delete launch.log;
+  else launch.log = log;
+  const ours: HeldFds = { ...fds, launch: createLaunch(launch), state: createState() };
+  sys.close(fds.launch);
+  sys.close(fds.state);
+  const starter = listenForReports();
+  try {
+    const keeper = startKeeper({ launch, fds: ours, mode: 'upgrade', report: starter.writeEnd });
+    try {
+      const { service, takeover } = await starter.served(settings.timeout ?? 60_000, keeper);
+      keeper.unref();
+      return { device: launch.device, keeper: keeper.pid, service, takeover };
+    } catch (error) {
+      // The keeper of a service that is killed before its commit point goes too; after that point it starts another one, and that is right as well.
+      if (starter.service) killAndWait(starter.service, 5000);
+      else keeper.kill('SIGKILL');
+      await keeperGone(keeper, 1000);
+      if (keeper.exitCode !== null || keeper.signalCode !== null) throw error;
+      keeper.unref();
+      return await servedAfterAll(mountPoint, launch, keeper.pid, error);
+    }
+  } finally {
+    starter.close();
+    closeHeld(ours);
+  }
+}
+
+async function keeperGone(keeper: ReturnType<typeof startKeeper>, timeout: number): Promise<void> {
+  const until = performance.now() + timeout;
+  while (keeper.exitCode === null && keeper.signalCode === null && performance.now() < until) await sleep(5);
+}
+
+/** The new service died behind the commit point: its keeper starts another. */
+async function servedAfterAll(mountPoint: string, launch: Launch, keeper: number, cause: unknown): Promise<Replaced> {
+  const until = performance.now() + 30_000;
+  while (performance.now() < until) {
+    const state = await mountState(mountPoint);
+    const takeover = state?.takeovers.at(-1);
+    if (state?.state === 'serving' && state.service && takeover && takeover.when >= launch.created)
+      return { device: launch.device, keeper, service: state.service.pid, takeover };
+    await sleep(100);
+  }
+  throw EIO.because('the new service died behind the commit point, and no other one serves yet', cause);
+}
+
+/** From the service by its socket; when it does not answer, from the keeper (or the service) by pidfd. */
+async function fdsOf(state: MountState, launch: Launch): Promise<HeldFds> {
+  try {
+    const control = await connectControl(launch.directory, 'take');
+    control.close();
+    return control.fds!;
+  } catch (error) {
+    for (const holder of [state.keeper?.pid, state.service?.pid])
+      if (holder)
+        try {
+          return fdsOfProcess(holder);
+        } catch {
+          // Yama may forbid it; the reason of the first way says more.
+        }
+    throw error;
+  }
+}
+
+// --- Serving ----------------------------------------------------------------------------------------------------------
+
+/** True when the connection is gone: unmounted or aborted. Only for fds that were mounted once. */
+function ended(fuse: number): boolean {
+  return (sys.poll(fuse, 0, 0) & (sys.POLLERR | sys.POLLHUP)) !== 0;
+}
+
+/** The reason of an exit, with the code for the keeper. */
+class Exit extends Error {
+  readonly code: number;
+  constructor(code: number, text: string) {
+    super(text);
+    this.code = code;
+  }
+}
+
+/**
+ * The service process, started by a keeper or by systemd with the fds of launch.ts. Exits by itself: 0 when the mount has ended. See {@link ServiceSettings}.
+ */
+export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise<never> {
+  const log = settings.log ?? ((level, text) => console.error(`${level}: ${text}`));
+  const mode = process.env.STEADFS_START ?? 'crash';
+  const first = mode === 'mount' || mode === 'upgrade';
+  for (const fd of [FD_FUSE, FD_CAPSULE, FD_ARENA, FD_LAUNCH, FD_STATE]) {
+    if (!sys.isOpen(fd)) throw EINVAL.because(`fd ${fd} is not open: this command is started by a keeper`);
+    // Before anything can be spawned: a copy that leaks keeps a dead mount alive.
+    sys.setCloexec(fd);
+  }
+  if (first) sys.setCloexec(FD_REPORT);
+  delete process.env.STEADFS_START;
+  const report = (r: Report): void => {
+    if (!first) return;
+    const line = Buffer.from(`${JSON.stringify(r)}\n`);
+    const memory = sys.allocate(line.length);
+    memory.bytes.set(line);
+    // EPIPE: the starter is gone, and it does not matter.
+    sys.write(FD_REPORT, memory.address, line.length);
+    sys.unmap(memory);
+  };
+  try {
+    report({ event: 'started', service: process.pid });
+    await adoptAndServe(settings, mode, log, report);
+    process.exit(EXIT_ENDED);
+  } catch (error) {
+    const reason = message(error);
+    const code = error instanceof Exit ? error.code : 1;
+    if (code !== EXIT_ENDED && code !== EXIT_LOCKED) {
+      log('error', code === 1 && error instanceof Error ? (error.stack ?? reason) : reason);
+      writeState(FD_STATE, `waiting: ${reason}`);
+    } else log('info', reason);
+    report({ event: 'failed', message: reason });
+    process.exit(code);
+  }
+}
+
+async function adoptAndServe<Warm>(
+  settings: ServiceSettings<Warm>,
+  mode: string,
+  log: NonNullable<ServiceSettings<Warm>['log']>,
+  report: (r: Report) => void,
+): Promise<void> {
+  const launch = readLaunch(FD_LAUNCH);
+  const bornAt = performance.timeOrigin;
+  let keeperPid = Number(process.env.STEADFS_KEEPER ?? 0);
+  const notify = launch.systemd ? notifications() : undefined;
+  // A thread that reclaims memory must not wait for our own mount; inherited by threads that are made from now on. Needs CAP_SYS_RESOURCE.
+  sys.prctl(sys.PR_SET_IO_FLUSHER, 1);
+  setOomScore(process.pid, -900);
+  if (ended(FD_FUSE)) throw new Exit(EXIT_ENDED, 'the mount has ended');
+
+  const lock = (): void => {
+    try {
+      lockCapsule(FD_CAPSULE, 300);
+    } catch (error) {
+      if (error instanceof CapsuleError && error.fault === 'locked') throw new Exit(EXIT_LOCKED, error.message);
+      throw error;
+    }
+  };
+  const upgrade = mode === 'upgrade';
+  if (!upgrade) lock();
+  let adopted = !upgrade;
+
+  // --- Signals: TERM and INT unmount, once this process may.
+  let terminated = 0;
+  const onSignal = async (): Promise<void> => {
+    terminated++;
+    if (!adopted) {
+      report({ event: 'failed', message: 'ended by a signal' });
+      process.exit(EXIT_REFUSED);
+    }
+    if (notify && (await isRestart())) {
+      log('info', 'restart: the mount stays, the next service adopts it');
+      await bounded(settings.yielding?.(), YIELD_MS);
+      process.exit(EXIT_ENDED);
+    }
+    notify?.stopping();
+    log('info', terminated > 1 ? 'second signal: the connection is aborted' : 'unmounting');
+    await unmount(launch.mountPoint, terminated > 1 ? { force: true } : { lazy: true });
+  };
+  for (const signal of ['SIGTERM', 'SIGINT'] as const)
+    process.on(signal, () =>
+      onSignal().catch((error: unknown) => log('error', `unmounting failed: ${message(error)}`)),
+    );
+  process.on('SIGHUP', () => {}); // a terminal that closes is no reason to end
+
+  // --- Prepare
+  let before: ProcessRecord | undefined;
+  try {
+    const { sections } = inspectCapsule(FD_CAPSULE);
+    const known = settings.sections && [
+      ...settings.sections,
+      ...CONNECTION_SECTIONS,
+      { name: PROCESS_BLOB, version: 1 },
+    ];
+    const reason = known && incompatible(sections, known);
+    if (reason) throw new CapsuleError('newer', reason);
+    before = readProcessRecord(peekBlob(FD_CAPSULE, PROCESS_BLOB));
+  } catch (error) {
+    if (error instanceof CapsuleError)
+      throw new Exit(EXIT_REFUSED, `version ${settings.version} cannot adopt the mount: ${error.message}`);
+    throw error;
+  }
+  const fresh = before === undefined || before.takeovers.length === 0;
+  const why: Takeover['why'] = upgrade ? 'upgrade' : fresh ? 'mount' : mode === 'systemd' ? 'systemd' : 'crash';
+  const extend = notify && setInterval(() => notify.extendTimeout(20_000), 10_000);
+  extend?.unref();
+  notify?.store(HELD);
+  let warm: Warm;
+  try {
+    warm = await settings.prepare({ launch, why, peek: name => peekBlob(FD_CAPSULE, name) });
+  } catch (error) {
+    if (why === 'upgrade' || why === 'mount') throw new Exit(EXIT_REFUSED, message(error));
+    throw error;
+  } finally {
+    clearInterval(extend);
+  }
+
+  // --- Commit
+  let pauseFrom = bornAt;
+  if (upgrade) {
+    const old = await connectControl(launch.directory, 'state', 500).catch(() => undefined);
+    if (ended(FD_FUSE)) throw new Exit(EXIT_REFUSED, 'the mount has ended meanwhile');
+    pauseFrom = now();
+    if (old) await old.yield(YIELD_MS * 5);
+    writeState(FD_STATE, 'committed');
+    report({ event: 'committing' });
+    takeOver(FD_CAPSULE, old?.info.keeper ?? before?.keeper ?? 0);
+    closeQuietly(old);
+    adopted = true;
+  }
+
+  // --- Adopt
+  const capsule = openCapsule({ capsule: FD_CAPSULE, arena: FD_ARENA }, { arenaSize: launch.arenaSize });
+  const blob = capsule.blob(PROCESS_BLOB, PROCESS_BLOB_MAX);
+  const record: ProcessRecord = readProcessRecord(blob.get()) ?? { pid: 0, keeper: 0, version: '', takeovers: [] };
+  const from = record.version;
+  record.pid = process.pid;
+  record.keeper = keeperPid;
+  record.version = settings.version;
+  const save = (): void => blob.set(Buffer.from(JSON.stringify(record)));
+  save();
+
+  let watch: KeeperWatch | undefined;
+  let control: ControlServer | undefined;
+  /** The watch over the keeper and the control socket wait until requests are answered: they are no part of the pause. */
+  const settle = (): void => {
+    if (watch || control) return;
+    if (!notify)
+      watch = watchKeeper(
+        keeperPid,
+        launch,
+        HELD,
+        (pid, replaced) => {
+          if (replaced) log('warn', `keeper ${keeperPid || '?'} is gone, ${pid} is the new one`);
+          keeperPid = pid;
+          record.keeper = pid;
+          save();
+        },
+        log,
+      );
+    try {
+      control = serveControl(runtimeDirectoryOf(launch), {
+        info: () => ({
+          pid: process.pid,
+          version: settings.version,
+          keeper: keeperPid,
+          launch,
+          takeovers: record.takeovers,
+        }),
+        fds: HELD,
+        async yielding() {
+          watch?.suspend();
+          await bounded(settings.yielding?.(), YIELD_MS);
+        },
+        resume() {
+          log('warn', 'the take-over was given up: going on');
+          watch?.resume();
+          settings.resume?.();
+        },
+        log,
+      });
+    } catch (error) {
+      log('error', `no control socket, so no smooth upgrade: ${message(error)}`);
+    }
+  };
+
+  let told = false;
+  const serving = (carriedOver: Record<string, number> = {}): void => {
+    if (told) return;
+    told = true;
+    const takeover: Takeover = {
+      when: Date.now(),
+      why,
+      to: settings.version,
+      pause: Math.round((now() - pauseFrom) * 100) / 100,
+      carriedOver,
+    };
+    if (from) takeover.from = from;
+    record.takeovers = [...record.takeovers, takeover].slice(-KEPT_TAKEOVERS);
+    save();
+    writeState(FD_STATE, 'serving');
+    setImmediate(() => {
+      settle();
+      report({ event: 'serving', service: process.pid, keeper: keeperPid, takeover });
+      notify?.ready(`${launch.mount.source} at ${launch.mountPoint}`);
+      log(
+        'info',
+        `${launch.mountPoint}: ${why}, version ${settings.version}${from && from !== settings.version ? ` after ${from}` : ''}, pause ${takeover.pause} ms`,
+      );
+    });
+  };
+  const late = setTimeout(settle, 1000);
+  late.unref();
+  await settings.serve({ fd: FD_FUSE, capsule, launch, why, serving }, warm);
+
+  // --- The mount has ended
+  watch?.stop();
+  control?.close();
+  clearTimeout(late);
+  notify?.stopping();
+  notify?.remove();
+  notify?.close();
+  rmSync(launch.directory, { recursive: true, force: true });
+  log('info', `${launch.mountPoint}: unmounted`);
+}
+
+/** A cleaner of /tmp may have removed it. */
+function runtimeDirectoryOf(launch: Launch): string {
+  const directory = runtimeDirectory(launch.device);
+  return directory === launch.directory ? directory : launch.directory;
+}
+
+function closeQuietly(control: Control | undefined): void {
+  try {
+    control?.close();
+  } catch {
+    // Its peer was killed a moment ago.
+  }
+}
+
+/** Waits for a promise, but not longer than `ms`. */
+async function bounded(promise: Promise<void> | void, ms: number): Promise<void> {
+  if (!promise) return;
+  const timer = sleep(ms);
+  await Promise.race([promise, timer]);
+}
+
+// --- Watching ---------------------------------------------------------------------------------------------------------
+
+/** Processes that hold the mount's capsule: by their command line (which shows the mount point), then by their launch record. */
+function holders(mountPoint: string, device: string): { pid: number; launch: Launch; keeper: boolean }[] {
+  const result: { pid: number; launch: Launch; keeper: boolean }[] = [];
+  for (const name of readdirSync('/proc')) {
+    if (!/^\d+$/.test(name)) continue;
+    try {
+      const argv = readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0');
+      if (!argv.includes(mountPoint) || !holdsCapsule(Number(name))) continue;
+      const launch = JSON.parse(readFileSync(`/proc/${name}/fd/${FD_LAUNCH}`, 'utf8')) as Launch;
+      if (launch.device === device && launch.mountPoint === mountPoint)
+        result.push({ pid: Number(name), launch, keeper: argv[1] === '-s' });
+    } catch {
+      // Gone meanwhile, or another user's.
+    }
+  }
+  return result;
+}
+
+/** See {@link MountState}; undefined when nothing is mounted there. */
+export async function mountState(mountPoint: string): Promise<MountState | undefined> {
+  const mount = findMount(mountPoint);
+  if (!mount) return undefined;
+  const { device, source, type } = mount;
+  const state: MountState = { mountPoint, device, source, type, state: 'unknown', takeovers: [] };
+  if (!isFuse(mount)) return state;
+  const waiting = waitingRequests(device);
+  if (waiting !== undefined) state.waiting = waiting;
+  const found = holders(mountPoint, device);
+  const any = found[0];
+  if (!any) {
+    const owner = mount.superOptions.find(o => o.startsWith('user_id='))?.slice(8);
+    if (sys.geteuid() !== 0 && owner !== String(sys.geteuid()))
+      return { ...state, message: `the mount belongs to user ${owner}` };
+    // Nobody of ours holds it. A child asks whether anybody answers.
+    if ((await probe(mountPoint)) === 'dead')
+      return { ...state, state: 'dead', message: 'no process holds the connection' };
+    return { ...state, message: 'its server is none of ours' };
+  }
+  // In the service itself another fd of the capsule must not even be closed: its lock would go.
+  const self = found.some(f => f.pid === process.pid);
+  const capsule = self ? FD_CAPSULE : sys.open(`/proc/${any.pid}/fd/${FD_CAPSULE}`, sys.O_RDWR);
+  let serving: number | undefined;
+  let record: ProcessRecord | undefined;
+  try {
+    serving = sys.lockHolder(capsule) ?? (self ? process.pid : undefined);
+    record = readProcessRecord(peekBlob(capsule, PROCESS_BLOB));
+  } catch (error) {
+    state.message = message(error);
+  } finally {
+    if (!self) sys.close(capsule);
+  }
+  state.takeovers = record?.takeovers ?? [];
+  const service = found.find(f => f.pid === serving);
+  const keepers = found.filter(f => f.keeper);
+  // During an upgrade there are two; the one that the service names counts.
+  const keeper = keepers.find(k => k.pid === record?.keeper) ?? keepers[0];
+  const source_ = service ?? keeper ?? any;
+  state.launch = source_.launch;
+  if (service) state.service = { pid: service.pid, version: service.launch.version };
+  if (keeper && !source_.launch.systemd) state.keeper = { pid: keeper.pid };
+  try {
+    const line = readState(`/proc/${source_.pid}/fd/${FD_STATE}`);
+    if (line.startsWith('waiting')) {
+      state.state = 'waiting';
+      state.message = line.slice('waiting: '.length);
+    } else state.state = line.startsWith('serving') && service ? 'serving' : 'starting';
+  } catch {
+    state.state = 'starting'; // it ended between two looks
+  }
+  return state;
+}
+
+// --- Ending -----------------------------------------------------------------------------------------------------------
+
+/** See {@link EndSettings}. Throws EBUSY when files are open, ECANCELED when the processes have not ended in time (they go on with what they have to do). */
+export async function endMount(mountPoint: string, settings: EndSettings = {}): Promise<void> {
+  const mount = findMount(mountPoint);
+  if (!mount) throw EINVAL.because(`nothing is mounted at ${mountPoint}`);
+  const pidfds = holders(mountPoint, mount.device).flatMap(h => {
+    try {
+      return [sys.pidfdOpen(h.pid)];
+    } catch {
+      return []; // gone
+    }
+  });
+  try {
+    await unmount(mountPoint, { lazy: settings.lazy ?? false, force: settings.force ?? false });
+    const until = performance.now() + (settings.timeout ?? 30_000);
+    for (const pidfd of pidfds)
+      while ((sys.poll(pidfd, sys.POLLIN, 0) & sys.POLLIN) === 0) {
+        // Lazily unmounted trees may be in use for long; their service goes on.
+        if (settings.lazy) return;
+        if (performance.now() > until)
+          throw ECANCELED.because(`unmounted, but the service has not ended after ${settings.timeout ?? 30_000} ms`);
+        await sleep(5);
+      }
+  } finally {
+    for (const fd of pidfds) sys.close(fd);
+  }
+}
