@@ -8,14 +8,23 @@
  *   --no-install     leave the system's packages alone
  *   WORD...          only files whose path contains one of the words (no type check, no lint)
  *
- * Test files are packages/*\/test/**\/*.test.ts. Suites are suites/*.suite.ts: exit code 0 passed, 77 skipped (last line says
- * why), anything else failed. `// timeout: SECONDS` and `// alone` in the first lines of a file are obeyed: alone = beside no other.
+ * Test files are packages/*\/test/**\/*.test.ts; `// timeout: SECONDS` and `// alone` in their first lines are obeyed (alone = beside no other).
+ * Suites are those of `suites/run.ts`, each on a fresh volume.
  * A file finds its scratch folder in TMPDIR; mounts and processes left in it are removed after the file.
  *
  * Starts on Node 20; the tests themselves run on the Node that the project asks for.
  */
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, relative, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -24,7 +33,6 @@ const ROOT = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const TOTAL_SECONDS = 24 * 60;
 const FILE_SECONDS = 120;
 const SUITE_SECONDS = 300;
-const SKIP = 77;
 
 const full = process.argv.includes('--full');
 const words = process.argv.slice(2).filter(a => !a.startsWith('-'));
@@ -32,7 +40,9 @@ const started = Date.now();
 const total = { passed: 0, failed: 0, skipped: 0 };
 /** Scratch of this run, in the file system of the system's own (no mount of ours is below it when we start). */
 const scratch = mkdtempSync(join(tmpdir(), 'steadfs-test-'));
+chmodSync(scratch, 0o711);
 
+const NO_WARNING = '--disable-warning=ExperimentalWarning';
 const say = text => process.stdout.write(`${text}\n`);
 const seconds = since => `${((Date.now() - since) / 1000).toFixed(1)} s`;
 
@@ -191,9 +201,9 @@ function cleanProcesses(folder) {
 }
 
 /** `// timeout: N` and `// alone` near the top of a file. */
-function directives(file, otherwise) {
+function directives(file) {
   const head = readFileSync(file, 'utf8').slice(0, 2000);
-  return { limit: Number(/^\/\/ timeout: (\d+)/m.exec(head)?.[1] ?? otherwise), alone: /^\/\/ alone$/m.test(head) };
+  return { limit: Number(/^\/\/ timeout: (\d+)/m.exec(head)?.[1] ?? FILE_SECONDS), alone: /^\/\/ alone$/m.test(head) };
 }
 
 const counted = (output, what) =>
@@ -214,62 +224,93 @@ function explain(output) {
   return text.map(l => `    ${l}`).join('\n');
 }
 
-async function runFile(node, file, isSuite) {
-  const name = relative(ROOT, file);
-  const { limit } = directives(file, isSuite ? SUITE_SECONDS : FILE_SECONDS);
+/** Environment and scratch folder of one file or suite; undefined when the time for the whole is up. */
+function place(name) {
   const left = full ? Number.POSITIVE_INFINITY : TOTAL_SECONDS - (Date.now() - started) / 1000;
   if (left < 10) {
     total.failed++;
     say(`FAILED   ${name}: not run, the time for the whole is up`);
-    return;
+    return undefined;
   }
   const folder = mkdtempSync(join(scratch, 't-'));
+  // Tests run as other users too, and those must reach their mount points.
+  chmodSync(folder, 0o711);
   const env = {
     ...process.env,
     TMPDIR: folder,
-    STEADFS_TEST_RUN: scratch,
     STEADFS_RUNTIME_DIR: join(scratch, 'runtime'),
     PATH: `${join(ROOT, 'node_modules/.bin')}:${process.env.PATH}`,
     ...(full ? { STEADFS_FULL: '1' } : {}),
   };
   delete env.NODE_TEST_CONTEXT;
-  const begin = Date.now();
-  const bound = Math.min(full ? limit * 20 : limit, left);
-  const args = isSuite ? [file] : ['--test-reporter=tap', '--test', `--test-timeout=${Math.ceil(bound * 1000)}`, file];
-  const { status, output } = await run(node, ['--disable-warning=ExperimentalWarning', ...args], { env, limit: bound });
+  return { folder, env, left };
+}
+
+/** Cleans up after a file, counts, and prints its line. */
+function finish(name, folder, begin, counts, words, details) {
   const mounts = cleanMounts(folder);
   cleanProcesses(folder);
-  let [passed, failed, skipped] = [0, 0, 0];
-  let word = '';
-  if (isSuite) {
-    if (status === 0) passed = 1;
-    else if (status === SKIP) skipped = 1;
-    else failed = 1;
-    word = output.trimEnd().split('\n').at(-1) ?? '';
-  } else {
-    passed = counted(output, 'pass');
-    failed = counted(output, 'fail') + counted(output, 'cancelled');
-    skipped = counted(output, 'skipped') + counted(output, 'todo');
-    if (status !== 0 && failed === 0) failed = 1;
-    word = [...output.matchAll(/# SKIP (.+)$/gm)]
-      .map(m => m[1])
-      .filter((w, i, all) => all.indexOf(w) === i)
-      .join('; ');
-  }
   if (mounts.length > 0) {
-    failed++;
-    word = `left mounted: ${mounts.join(', ')} ${word}`;
+    counts.failed++;
+    words.push(`left mounted: ${mounts.join(', ')}`);
   }
-  total.passed += passed;
-  total.failed += failed;
-  total.skipped += skipped;
+  for (const what of ['passed', 'failed', 'skipped']) total[what] += counts[what];
+  const { passed, failed, skipped } = counts;
   const label = failed > 0 ? 'FAILED  ' : skipped > 0 && passed === 0 ? 'skipped ' : 'ok      ';
+  const why = words.filter((w, i) => w && words.indexOf(w) === i).join('; ');
   say(
-    `${label} ${name}: ${passed} passed, ${failed} failed, ${skipped} skipped, ${seconds(begin)}${word ? ` (${word})` : ''}`,
+    `${label} ${name}: ${passed} passed, ${failed} failed, ${skipped} skipped, ${seconds(begin)}${why ? ` (${why})` : ''}`,
   );
-  if (status === undefined) say(`    took longer than ${Math.round(bound)} s and was killed`);
-  if (failed > 0) say(explain(output));
+  if (failed > 0) say(details);
   rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
+}
+
+async function runFile(node, file) {
+  const name = relative(ROOT, file);
+  const here = place(name);
+  if (!here) return;
+  const { limit } = directives(file);
+  const bound = Math.min(full ? limit * 20 : limit, here.left);
+  const begin = Date.now();
+  const args = [NO_WARNING, '--test-reporter=tap', '--test', `--test-timeout=${Math.ceil(bound * 1000)}`, file];
+  const { status, output } = await run(node, args, { env: here.env, limit: bound });
+  const counts = {
+    passed: counted(output, 'pass'),
+    failed: counted(output, 'fail') + counted(output, 'cancelled'),
+    skipped: counted(output, 'skipped') + counted(output, 'todo'),
+  };
+  if (status !== 0 && counts.failed === 0) counts.failed = 1;
+  const words = [...output.matchAll(/# SKIP (.+)$/gm)].map(m => m[1]);
+  if (status === undefined) words.push(`took longer than ${Math.round(bound)} s and was killed`);
+  finish(name, here.folder, begin, counts, words, explain(output));
+}
+
+async function runSuite(node, suite) {
+  const name = `suite ${suite}`;
+  const here = place(name);
+  if (!here) return;
+  const bound = Math.min(full ? SUITE_SECONDS * 20 : SUITE_SECONDS, here.left);
+  const begin = Date.now();
+  const args = [NO_WARNING, join(ROOT, 'suites/run.ts'), suite, '--mount', ...(full ? ['--full'] : [])];
+  const { status, output } = await run(node, args, { env: here.env, limit: bound });
+  const line = output.match(/^\S+: (\d+) passed, (\d+) failed, (\d+) skipped/m);
+  const [passed, failed, skipped] = line ? line.slice(1).map(Number) : [0, 0, 0];
+  const counts = { passed, failed, skipped };
+  if (status !== 0 && failed === 0) counts.failed = 1;
+  const words = [...output.matchAll(/^skipped .*?: (.+)$/gm), ...output.matchAll(/skipped: (.+)$/gm)].map(m => m[1]);
+  if (status === undefined) words.push(`took longer than ${Math.round(bound)} s and was killed`);
+  const details = output
+    .split('\n')
+    .slice(-80)
+    .map(l => `    ${l}`)
+    .join('\n');
+  finish(name, here.folder, begin, counts, words, details);
+}
+
+/** Names of the suites, from the usage of suites/run.ts. */
+function suiteNames(node) {
+  const { stderr } = spawnSync(node, [NO_WARNING, join(ROOT, 'suites/run.ts')], { encoding: 'utf8', timeout: 30_000 });
+  return [...stderr.matchAll(/^ {2}([a-z][a-z0-9-]*) {2,}\S/gm)].map(m => m[1]);
 }
 
 /** One step that counts as one test: type check, lint, bundle. */
@@ -313,20 +354,18 @@ async function main() {
   const tests = ['packages/fuse/test', 'packages/steadfs/test', 'test']
     .flatMap(folder => [...walk(join(ROOT, folder))])
     .filter(path => path.endsWith('.test.ts') && wanted(relative(ROOT, path)));
-  const suites = [...walk(join(ROOT, 'suites'))].filter(
-    path => path.endsWith('.suite.ts') && wanted(relative(ROOT, path)),
-  );
-  const alone = path => directives(path, 0).alone;
+  const suites = suiteNames(node).filter(name => wanted(`suites/${name}`));
+  const alone = path => directives(path).alone;
 
   const queue = tests.filter(path => !alone(path));
   const jobs = Number(process.env.STEADFS_TEST_JOBS ?? 2);
   await Promise.all(
     Array.from({ length: jobs }, async () => {
-      for (let file = queue.shift(); file; file = queue.shift()) await runFile(node, file, false);
+      for (let file = queue.shift(); file; file = queue.shift()) await runFile(node, file);
     }),
   );
-  for (const file of tests.filter(alone)) await runFile(node, file, false);
-  for (const file of suites) await runFile(node, file, true);
+  for (const file of tests.filter(alone)) await runFile(node, file);
+  for (const suite of suites) await runSuite(node, suite);
 }
 
 function cleanAll() {
