@@ -351,7 +351,8 @@ export class SqliteTx implements Tx {
 
   insertNode(ino: Ino, attr: Attr): Step<void> {
     this.writes++;
-    this.st.get(INSERT_NODE).run(inoParam(ino), ...nodeParams(attr));
+    // run() answers the row id, which is the inode: a trash inode is beyond 2^53.
+    this.st.get(INSERT_NODE, ino >= SPECIAL).run(inoParam(ino), ...nodeParams(attr));
     this.cacheNode(ino, { ...attr });
     return nothing;
   }
