@@ -3,7 +3,16 @@ import { EINVAL } from '@steadfs/fuse/errno';
 import type { EngineDriver, EngineOptions, MetaEngine } from './engine.ts';
 import { sqliteDriver } from './sql/sqlite.ts';
 
-const DRIVERS: readonly EngineDriver[] = [sqliteDriver];
+/** A driver whose code (and database client) is loaded when it is used first. */
+function lazy(schemes: readonly string[], load: () => Promise<EngineDriver>): EngineDriver {
+  return { schemes, open: async (url, options) => await (await load()).open(url, options) };
+}
+
+const DRIVERS: readonly EngineDriver[] = [
+  sqliteDriver,
+  lazy(['postgres', 'postgresql'], async () => (await import('./sql/network.ts')).postgresDriver),
+  lazy(['mysql'], async () => (await import('./sql/network.ts')).mysqlDriver),
+];
 
 /** Schemes that an engine exists for. */
 export function engineSchemes(): string[] {

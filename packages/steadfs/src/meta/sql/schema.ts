@@ -166,3 +166,24 @@ export function schemaStatements(dialect: Dialect, prefix: string): string[] {
   }
   return out;
 }
+
+/** `steadfs_`, or `steadfs_NAME_` beside a volume whose tables begin with jfs_NAME_. */
+export function ownPrefix(prefix: string): string {
+  return prefix.replace(/^jfs_/, 'steadfs_');
+}
+
+/**
+ * Our own tables, ignored by other clients. steadfs_session: header of a session (engine.ts, adoptSession). steadfs_op: op records, one row per
+ * (session, kind, slot), overwritten in place; `acct` holds changes of usage that are not yet in the volume's tables.
+ */
+export function ownStatements(dialect: 'postgres' | 'mysql', prefix: string): string[] {
+  const own = ownPrefix(prefix);
+  const text = dialect === 'postgres' ? 'text' : 'varchar(64)';
+  const bytes = dialect === 'postgres' ? 'bytea' : 'blob';
+  // Rows are overwritten again and again: room for the new versions on their page keeps the index untouched.
+  const storage = dialect === 'postgres' ? ' WITH (fillfactor = 50)' : '';
+  return [
+    `CREATE TABLE IF NOT EXISTS ${own}session (sid bigint PRIMARY KEY NOT NULL, incarnation ${text} NOT NULL, volume ${text} NOT NULL, epoch bigint NOT NULL)`,
+    `CREATE TABLE IF NOT EXISTS ${own}op (sid bigint NOT NULL, kind int NOT NULL, slot bigint NOT NULL, seq bigint NOT NULL, result ${bytes} NULL, acct ${bytes} NULL, PRIMARY KEY (sid, kind, slot))${storage}`,
+  ];
+}

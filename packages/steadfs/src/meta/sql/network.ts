@@ -1,0 +1,857 @@
+/**
+ * The engine on PostgreSQL and MySQL/MariaDB: the operations of ops/ in interactive transactions (network-tx.ts), reads as single statements.
+ * Every mutation's transaction begins with the upsert of its op record, whose row lock makes a twin wait (engine.ts), then reads the
+ * session's header with a shared lock, so that nothing commits after a take-over.
+ */
+import { randomBytes } from 'node:crypto';
+import { EINVAL, EIO, ENOENT, ENOSPC, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
+import { type Attr, FileType } from '../../format/attr.ts';
+import { type Ino, inoToBigint, ROOT, TRASH } from '../../format/ino.ts';
+import { decodeLocks } from '../../format/locks.ts';
+import {
+  changedImmutable,
+  decryptSecrets,
+  encryptSecrets,
+  type Format,
+  MAX_META_VERSION,
+  parseFormat,
+  serialiseFormat,
+} from '../../format/volume.ts';
+import { now, unixNow } from '../clock.ts';
+import { pagedDirStream } from '../dir-pages.ts';
+import type {
+  Cred,
+  DirEntry,
+  EngineDriver,
+  EngineOptions,
+  Entry,
+  MetaEngine,
+  Name,
+  Op,
+  PosixLock,
+  Quota,
+  SessionDetail,
+  SessionIdentity,
+  SessionInfo,
+} from '../engine.ts';
+import { NAME_MAX, present } from '../ops/access.ts';
+import { logChange } from '../ops/changelog.ts';
+import { noQuotas } from '../ops/quota.ts';
+import type { Codec } from '../ops/record.ts';
+import { countChildren, dropSustained } from '../ops/sessions.ts';
+import { type Body, runAsync, type Tx, type TxDriver, Usage, type Volume } from '../ops/tx.ts';
+import { parseSessionInfo, serialiseSessionInfo } from '../session-info.ts';
+import { txOperations } from '../tx-engine.ts';
+import { addDelta, type Delta, decodeDeltas, encodeDeltas } from '../usage.ts';
+import { failureOf, openMysql, openPostgres, type SqlConnection, type SqlPool, type SqlRow } from './connection.ts';
+import { EntryChanged, NetworkTx, NODE_COLUMNS, nodeFromRow, toBytes, toIno, toNumber } from './network-tx.ts';
+import { ownPrefix, ownStatements, schemaStatements, TABLES } from './schema.ts';
+import { parseMysqlUrl, parsePostgresUrl } from './url.ts';
+
+/** A session counts as alive for this long after its last heartbeat, seconds. */
+const EXPIRE_AHEAD = 600;
+/** Changes of usage that an op record holds at most before they are written to the volume's tables. */
+const DELTAS_PER_RECORD = 12;
+const FLUSH_MS = 1000;
+const INODE_BATCH = 1024;
+const SLICE_BATCH = 4096;
+/** Conflicts with other transactions before the operation gives up. */
+const ATTEMPTS_MAX = 50;
+/** An outage is reported after this long, milliseconds. */
+const TROUBLE_AFTER = 3000;
+
+const sleep = (ms: number): Promise<void> => new Promise(resolve => setTimeout(resolve, ms));
+
+export async function openNetworkEngine(pool: SqlPool, prefix: string, options: EngineOptions): Promise<MetaEngine> {
+  const { kind } = pool;
+  const own = ownPrefix(prefix);
+  const volume: Volume = {
+    format: {
+      Name: '',
+      UUID: '',
+      Storage: '',
+      Tiers: null,
+      Bucket: '',
+      BlockSize: 4096,
+      TrashDays: 0,
+      EnableACL: false,
+    },
+    sid: 0,
+    skipDirMtime: options.skipDirMtime,
+    atimeMode: options.atimeMode,
+    quotas: noQuotas(),
+  };
+  let identity: SessionIdentity | undefined;
+  let lost: string | undefined;
+  let settingText = '';
+  let flushTimer: NodeJS.Timeout | undefined;
+  let troubleSince = 0;
+  let troubled = false;
+  const inodes = batches('nextInode', INODE_BATCH);
+  const slices = batches('nextChunk', SLICE_BATCH);
+  const host = { kind, prefix, volume, nextInode: () => inodes(1) };
+  const unlocked = new Map<Ino, Set<() => void>>();
+
+  // ── running ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** A database error as the caller's errno. */
+  function toErrno(e: unknown): Errno {
+    if (e instanceof Errno) return e;
+    const message = `metadata database: ${e instanceof Error ? e.message : String(e)}`;
+    switch (failureOf(kind, e)) {
+      case 'no-space':
+        return ENOSPC.because(message, e);
+      case 'read-only':
+        return EROFS.because(message, e);
+      default:
+        return EIO.because(message, e);
+    }
+  }
+
+  function recovered(): void {
+    troubleSince = 0;
+    if (!troubled) return;
+    troubled = false;
+    options.events.trouble(undefined);
+  }
+
+  async function outage(e: unknown, attempt: number): Promise<void> {
+    troubleSince ||= Date.now();
+    if (!troubled && Date.now() - troubleSince > TROUBLE_AFTER) {
+      troubled = true;
+      options.events.trouble(`${pool.display} does not answer: ${e instanceof Error ? e.message : String(e)}`);
+    }
+    await sleep(Math.min(100 * 2 ** Math.min(attempt, 6), 3000) * (0.5 + Math.random() / 2));
+  }
+
+  /** Runs `work` until it succeeds or fails for good: again at once after a conflict, with pauses while the database is away. */
+  async function persist<T>(work: (connection: SqlConnection) => Promise<T>): Promise<T> {
+    for (let conflicts = 0, outages = 0; ; ) {
+      try {
+        const value = await pool.use(work);
+        if (troubleSince !== 0) recovered();
+        return value;
+      } catch (e) {
+        if (e instanceof Errno) throw e;
+        const failure = e instanceof EntryChanged ? 'retry' : failureOf(kind, e);
+        if (failure === 'lost' || (failure === 'read-only' && volume.sid !== 0)) await outage(e, outages++);
+        else if ((failure === 'retry' || failure === 'duplicate') && ++conflicts < ATTEMPTS_MAX)
+          await sleep(Math.random() * Math.min(conflicts * conflicts, 200));
+        else throw toErrno(e);
+      }
+    }
+  }
+
+  async function transaction<T>(work: (tx: NetworkTx, c: SqlConnection) => Promise<T>): Promise<T> {
+    return await persist(async c => {
+      await c.run(kind === 'postgres' ? 'BEGIN ISOLATION LEVEL READ COMMITTED' : 'START TRANSACTION', []);
+      try {
+        const value = await work(new NetworkTx(host, c, now()), c);
+        await c.run('COMMIT', []);
+        return value;
+      } catch (e) {
+        if (failureOf(kind, e) !== 'lost') await c.run('ROLLBACK', []);
+        throw e;
+      }
+    });
+  }
+
+  /** A range of numbers from a counter whose value is the next free one. */
+  function batches(counter: string, size: number): (count: number) => Promise<number> {
+    let next = 0;
+    let end = 0;
+    let fetching: Promise<void> | undefined;
+    return async count => {
+      while (end - next < count) {
+        fetching ??= transaction(async tx => {
+          end = await runAsync(
+            (function* () {
+              return yield* tx.addCounter(counter, Math.max(size, count));
+            })(),
+          );
+          next = end - Math.max(size, count);
+        }).finally(() => {
+          fetching = undefined;
+        });
+        await fetching;
+      }
+      next += count;
+      return next - count;
+    };
+  }
+
+  function lose(reason: string): never {
+    if (lost === undefined) options.events.sessionLost(reason);
+    lost = reason;
+    throw EIO.because(`session ${volume.sid} lost: ${reason}`);
+  }
+
+  async function checkSession(tx: NetworkTx, c: SqlConnection): Promise<void> {
+    if (lost !== undefined) lose(lost);
+    const share = kind === 'postgres' ? 'FOR SHARE OF s' : 'LOCK IN SHARE MODE';
+    const rows = await c.all(
+      `SELECT s.incarnation, s.epoch, j.expire FROM ${own}session s JOIN ${prefix}session2 j ON j.sid = s.sid WHERE s.sid = ? ${share}`,
+      [volume.sid],
+    );
+    const row = rows[0];
+    if (row === undefined) lose('its record is gone');
+    else if (row[0] !== identity?.incarnation || toNumber(row[1]) !== identity?.epoch) lose('it was taken over');
+    else if (toNumber(row[2]) < tx.now.sec) lose('it has expired');
+  }
+
+  const driver: TxDriver = {
+    mutate<T>(op: Op, codec: Codec<T>, body: (tx: Tx) => Body<T>): Promise<T> {
+      if (options.readOnly) return Promise.reject(EROFS);
+      if (volume.sid === 0) return driver.transact(body);
+      return transaction(async (tx, c) => {
+        const key = [volume.sid, op.kind, op.slot];
+        const insert = `INSERT INTO ${own}op (sid, kind, slot, seq) VALUES (?, ?, ?, -1)`;
+        let row: SqlRow | undefined;
+        if (kind === 'postgres') {
+          [row] = await c.all(
+            `${insert} ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = ${own}op.seq RETURNING seq, result, acct`,
+            key,
+          );
+        } else {
+          await c.run(`${insert} ON DUPLICATE KEY UPDATE seq = seq`, key);
+          [row] = await c.all(
+            `SELECT seq, result, acct FROM ${own}op WHERE sid = ? AND kind = ? AND slot = ? FOR UPDATE`,
+            key,
+          );
+        }
+        if (row === undefined) throw EIO.because('an op record cannot be made');
+        await checkSession(tx, c);
+        const seq = toNumber(row[0]);
+        if (seq > op.seq) throw EIO.because(`operation ${op.kind}/${op.slot}/${op.seq} comes after ${seq}`);
+        if (seq === op.seq) return codec.decode(toBytes(row[1]));
+        const value = await runAsync(body(tx));
+        let deltas: Delta[] = row[2] === null ? [] : decodeDeltas(toBytes(row[2]));
+        for (const d of tx.deltas) {
+          addDelta(deltas, d);
+          count(d);
+        }
+        if (deltas.length > DELTAS_PER_RECORD) {
+          await applyUsage(tx, c, deltas);
+          deltas = [];
+        }
+        if (deltas.length > 0) scheduleFlush();
+        await c.run(`UPDATE ${own}op SET seq = ?, result = ?, acct = ? WHERE sid = ? AND kind = ? AND slot = ?`, [
+          op.seq,
+          codec.encode(value),
+          deltas.length > 0 ? encodeDeltas(deltas) : null,
+          ...key,
+        ]);
+        return value;
+      });
+    },
+
+    transact: body =>
+      options.readOnly
+        ? Promise.reject(EROFS)
+        : transaction(async (tx, c) => {
+            const value = await runAsync(body(tx));
+            for (const d of tx.deltas) count(d);
+            await applyUsage(tx, c, tx.deltas);
+            return value;
+          }),
+
+    read: body => persist(c => runAsync(body(new NetworkTx(host, c, now())))),
+  };
+
+  // ── usage ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** Keeps the numbers in memory, by which limits are checked. */
+  function count(d: Delta): void {
+    const q = volume.quotas;
+    if (d.kind === Usage.volume) {
+      q.usedSpace += d.space;
+      q.usedInodes += d.inodes;
+      return;
+    }
+    const map =
+      d.kind === Usage.dirQuota
+        ? q.dirs
+        : d.kind === Usage.user
+          ? q.users
+          : d.kind === Usage.group
+            ? q.groups
+            : undefined;
+    const quota = map?.get(d.key);
+    if (quota === undefined) return;
+    quota.usedSpace += d.space;
+    quota.usedInodes += d.inodes;
+  }
+
+  /** Rows in a fixed order, so that two clients never wait for each other. */
+  async function applyUsage(tx: NetworkTx, c: SqlConnection, list: readonly Delta[]): Promise<void> {
+    for (const d of [...list].sort((a, b) => a.kind - b.kind || a.key - b.key)) {
+      if (d.kind === Usage.volume) {
+        if (d.inodes !== 0) await runAsync(step(tx.addCounter('totalInodes', d.inodes)));
+        if (d.space !== 0) await runAsync(step(tx.addCounter('usedSpace', d.space)));
+      } else if (d.kind === Usage.dirStat) {
+        const sql = `UPDATE ${prefix}dir_stats SET data_length = data_length + ?, used_space = used_space + ?, used_inodes = used_inodes + ? WHERE inode = ?`;
+        if ((await c.run(sql, [d.length, d.space, d.inodes, inoToBigint(d.key)])) > 0) continue;
+        // No row: counted anew, with everything that has happened. A directory that is gone needs none.
+        const attr = await runAsync(step(tx.node(d.key)));
+        if (attr?.type !== FileType.directory) continue;
+        const s = await runAsync(countChildren(tx, d.key));
+        await runAsync(step(tx.insertDirStat(d.key, s.length, s.space, s.inodes)));
+      } else if (d.kind === Usage.dirQuota) {
+        await c.run(
+          `UPDATE ${prefix}dir_quota SET used_space = used_space + ?, used_inodes = used_inodes + ? WHERE inode = ?`,
+          [d.space, d.inodes, inoToBigint(d.key)],
+        );
+      } else {
+        const qtype = d.kind === Usage.user ? 1 : 2;
+        const update = `UPDATE ${prefix}user_group_quota SET used_space = used_space + ?, used_inodes = used_inodes + ? WHERE qtype = ? AND qkey = ?`;
+        if ((await c.run(update, [d.space, d.inodes, qtype, d.key])) > 0) continue;
+        await c.run(
+          `INSERT INTO ${prefix}user_group_quota (qtype, qkey, max_space, max_inodes, used_space, used_inodes) VALUES (?, ?, -1, -1, ?, ?)`,
+          [qtype, d.key, d.space, d.inodes],
+        );
+      }
+    }
+  }
+
+  /** Moves what the op records of a session hold into the volume's tables. */
+  async function flushOf(sid: number, tx: NetworkTx, c: SqlConnection): Promise<void> {
+    const rows = await c.all(
+      `SELECT acct FROM ${own}op WHERE sid = ? AND acct IS NOT NULL ORDER BY kind, slot FOR UPDATE`,
+      [sid],
+    );
+    const sum: Delta[] = [];
+    for (const row of rows) for (const d of decodeDeltas(toBytes(row[0]))) addDelta(sum, d);
+    if (rows.length === 0) return;
+    await applyUsage(tx, c, sum);
+    await c.run(`UPDATE ${own}op SET acct = NULL WHERE sid = ? AND acct IS NOT NULL`, [sid]);
+  }
+
+  async function flush(): Promise<void> {
+    clearTimeout(flushTimer);
+    flushTimer = undefined;
+    const { sid } = volume;
+    if (sid !== 0 && !options.readOnly) await transaction((tx, c) => flushOf(sid, tx, c));
+  }
+
+  function scheduleFlush(): void {
+    if (flushTimer !== undefined) return;
+    flushTimer = setTimeout(() => {
+      flushTimer = undefined;
+      flush().catch(e => options.events.trouble(`flush of usage: ${e instanceof Error ? e.message : String(e)}`));
+    }, FLUSH_MS);
+    flushTimer.unref();
+  }
+
+  async function loadQuotas(): Promise<void> {
+    const columns = 'max_space, max_inodes, used_space, used_inodes';
+    const quota = (r: SqlRow, at: number): Quota => ({
+      maxSpace: toNumber(r[at]),
+      maxInodes: toNumber(r[at + 1]),
+      usedSpace: toNumber(r[at + 2]),
+      usedInodes: toNumber(r[at + 3]),
+    });
+    const q = noQuotas();
+    await persist(async c => {
+      const counters = new Map(
+        (await c.all(`SELECT name, value FROM ${prefix}counter`, [])).map(r => [String(r[0]), toNumber(r[1])]),
+      );
+      q.usedSpace = counters.get('usedSpace') ?? 0;
+      q.usedInodes = counters.get('totalInodes') ?? 0;
+      if (volume.format.DirStats)
+        for (const r of await c.all(`SELECT inode, ${columns} FROM ${prefix}dir_quota`, []))
+          q.dirs.set(toIno(r[0]), quota(r, 1));
+      if (volume.format.UserGroupQuota) {
+        for (const r of await c.all(`SELECT qtype, qkey, ${columns} FROM ${prefix}user_group_quota`, []))
+          (toNumber(r[0]) === 1 ? q.users : q.groups).set(toNumber(r[1]), quota(r, 2));
+      }
+    });
+    Object.assign(volume.quotas, q);
+  }
+
+  // ── volume ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  async function hasTable(c: SqlConnection, name: string): Promise<boolean> {
+    const where = kind === 'postgres' ? 'table_schema = current_schema()' : 'table_schema = database()';
+    return (
+      (await c.all(`SELECT 1 FROM information_schema.tables WHERE ${where} AND table_name = ?`, [name])).length > 0
+    );
+  }
+
+  function takeSetting(text: string): Format {
+    try {
+      const stored = parseFormat(text);
+      if ((stored.MetaVersion ?? 0) > MAX_META_VERSION)
+        throw new Error(
+          `metadata version ${stored.MetaVersion} is newer than ${MAX_META_VERSION}, which this version knows`,
+        );
+      volume.format = decryptSecrets(stored);
+    } catch (e) {
+      throw EINVAL.because(`the volume's setting record in ${pool.display}: ${(e as Error).message}`, e);
+    }
+    settingText = text;
+    return { ...volume.format };
+  }
+
+  async function readSetting(c: SqlConnection): Promise<string | undefined> {
+    if (!(await hasTable(c, `${prefix}setting`))) return undefined;
+    const rows = await c.all(`SELECT value FROM ${prefix}setting WHERE name = 'format'`, []);
+    return rows[0] === undefined ? undefined : String(rows[0][0]);
+  }
+
+  /** The first contact: a server that cannot be reached is an error at once, not an outage to sit out. */
+  async function load(): Promise<Format | undefined> {
+    let text: string | undefined;
+    try {
+      text = await pool.use(readSetting);
+    } catch (e) {
+      throw EIO.because(`${pool.display} cannot be used: ${e instanceof Error ? e.message : String(e)}`, e);
+    }
+    return text === undefined ? undefined : takeSetting(text);
+  }
+
+  async function createTables(): Promise<void> {
+    await persist(async c => {
+      for (const sql of [...schemaStatements(kind, prefix), ...ownStatements(kind, prefix)]) await c.run(sql, []);
+    });
+  }
+
+  async function init(format: Format, force: boolean): Promise<void> {
+    await createTables();
+    await transaction(async (tx, c) => {
+      const text = await readSetting(c);
+      let wanted = format;
+      if (text !== undefined) {
+        const old = decryptSecrets(parseFormat(text));
+        const changed = changedImmutable(old, format);
+        if (changed !== undefined && !force) throw EINVAL.because(`the volume's ${changed} cannot be changed`);
+        wanted = { ...format, UUID: old.UUID };
+        if (!old.DirStats && wanted.DirStats) await c.run(`DELETE FROM ${prefix}dir_stats`, []);
+        if (!old.UserGroupQuota && wanted.UserGroupQuota) await c.run(`DELETE FROM ${prefix}user_group_quota`, []);
+      }
+      const { sec, nsec } = tx.now;
+      const attr = (mode: number): Attr => ({
+        flags: 0,
+        type: FileType.directory,
+        mode,
+        uid: 0,
+        gid: 0,
+        atime: sec,
+        atimensec: nsec,
+        mtime: sec,
+        mtimensec: nsec,
+        ctime: sec,
+        ctimensec: nsec,
+        nlink: 2,
+        length: 4096,
+        rdev: 0,
+        parent: ROOT,
+        accessAcl: 0,
+        defaultAcl: 0,
+        tier: 0,
+      });
+      if (wanted.TrashDays > 0 && (await runAsync(step(tx.node(TRASH)))) === undefined)
+        await runAsync(step(tx.insertNode(TRASH, attr(0o555))));
+      const stored = serialiseFormat(encryptSecrets(wanted));
+      if (text === undefined) {
+        await c.run(`INSERT INTO ${prefix}setting (name, value) VALUES ('format', ?)`, [stored]);
+        await runAsync(step(tx.insertNode(ROOT, attr(0o777))));
+        const counters = {
+          nextInode: 2,
+          nextChunk: 1,
+          nextSession: 0,
+          usedSpace: 0,
+          totalInodes: 0,
+          nextCleanupSlices: 0,
+        };
+        for (const [name, value] of Object.entries(counters))
+          await c.run(`INSERT INTO ${prefix}counter (name, value) VALUES (?, ?)`, [name, value]);
+      } else await c.run(`UPDATE ${prefix}setting SET value = ? WHERE name = 'format'`, [stored]);
+    });
+    await load();
+  }
+
+  async function reset(): Promise<void> {
+    await persist(async c => {
+      for (const name of [...TABLES.map(t => prefix + t.name), `${prefix}session`, `${own}session`, `${own}op`])
+        await c.run(`DROP TABLE IF EXISTS ${name}`, []);
+    });
+  }
+
+  // ── sessions ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  function begin(id: SessionIdentity): SessionIdentity {
+    identity = id;
+    volume.sid = id.sid;
+    lost = undefined;
+    return id;
+  }
+
+  async function newSession(info: SessionInfo): Promise<SessionIdentity> {
+    if (options.readOnly) return { sid: 0, incarnation: '', epoch: 0 };
+    await createTables();
+    const incarnation = randomBytes(16).toString('hex');
+    const sid = await transaction(async (tx, c) => {
+      let id: number;
+      do id = await runAsync(step(tx.addCounter('nextSession', 1)));
+      while ((await c.all(`SELECT 1 FROM ${prefix}session2 WHERE sid = ?`, [id])).length > 0);
+      // Rows of an older session with this number (the counter came back by a restore) must not be taken for ours.
+      for (const table of ['op', 'session']) await c.run(`DELETE FROM ${own}${table} WHERE sid = ?`, [id]);
+      const expire = tx.now.sec + EXPIRE_AHEAD;
+      await c.run(`INSERT INTO ${prefix}session2 (sid, expire, info) VALUES (?, ?, ?)`, [
+        id,
+        expire,
+        serialiseSessionInfo(info),
+      ]);
+      await c.run(`INSERT INTO ${own}session (sid, incarnation, volume, epoch) VALUES (?, ?, ?, 1)`, [
+        id,
+        incarnation,
+        volume.format.UUID,
+      ]);
+      if (volume.format.ChangeLog)
+        await runAsync(logChange(tx, 'NEWSESSION', () => [id, expire, serialiseSessionInfo(info)]));
+      return id;
+    });
+    await loadQuotas();
+    return begin({ sid, incarnation, epoch: 1 });
+  }
+
+  async function adoptSession(old: SessionIdentity, info: SessionInfo): Promise<SessionIdentity> {
+    if (options.readOnly || old.sid === 0) return old;
+    const epoch = await transaction(async (tx, c) => {
+      const rows = (await hasTable(c, `${own}session`))
+        ? await c.all(`SELECT incarnation, volume, epoch FROM ${own}session WHERE sid = ? FOR UPDATE`, [old.sid])
+        : [];
+      const row = rows[0];
+      if (row === undefined) throw ESTALE.because(`session ${old.sid} has no record`);
+      if (row[0] !== old.incarnation || row[1] !== volume.format.UUID)
+        throw ESTALE.because(`session ${old.sid} belongs to another mount`);
+      if (toNumber(row[2]) < old.epoch)
+        throw ESTALE.because(`session ${old.sid} comes from an older state of the database`);
+      const next = toNumber(row[2]) + 1;
+      await c.run(`UPDATE ${own}session SET epoch = ? WHERE sid = ?`, [next, old.sid]);
+      const changed = await c.run(`UPDATE ${prefix}session2 SET expire = ?, info = ? WHERE sid = ?`, [
+        tx.now.sec + EXPIRE_AHEAD,
+        serialiseSessionInfo(info),
+        old.sid,
+      ]);
+      if (changed === 0) throw ESTALE.because(`session ${old.sid} was cleaned by another client`);
+      return next;
+    });
+    await loadQuotas();
+    const taken = begin({ ...old, epoch });
+    scheduleFlush();
+    return taken;
+  }
+
+  async function heartbeat(): Promise<void> {
+    if (volume.sid !== 0 && !options.readOnly && lost === undefined) {
+      await transaction(async (tx, c) => {
+        await checkSession(tx, c);
+        await c.run(`UPDATE ${prefix}session2 SET expire = ? WHERE sid = ?`, [tx.now.sec + EXPIRE_AHEAD, volume.sid]);
+      });
+    }
+    const text = await persist(readSetting);
+    if (text === undefined) options.events.volumeLost('the volume is gone');
+    else if (text !== settingText) {
+      const stored = parseFormat(text);
+      if (stored.UUID !== volume.format.UUID) options.events.volumeLost('the database holds another volume now');
+      else if ((stored.MetaVersion ?? 0) > MAX_META_VERSION)
+        options.events.volumeLost(`metadata version ${stored.MetaVersion}`);
+      else options.events.formatChanged(takeSetting(text));
+    }
+    await loadQuotas();
+  }
+
+  async function cleanSession(sid: number): Promise<void> {
+    await transaction(async (tx, c) => {
+      for (const table of ['flock', 'plock']) await c.run(`DELETE FROM ${prefix}${table} WHERE sid = ?`, [sid]);
+      await runAsync(dropSustained(tx, sid));
+      await applyUsage(tx, c, tx.deltas);
+      if (await hasTable(c, `${own}op`)) {
+        await flushOf(sid, tx, c);
+        for (const table of ['op', 'session']) await c.run(`DELETE FROM ${own}${table} WHERE sid = ?`, [sid]);
+      }
+      await c.run(`DELETE FROM ${prefix}session2 WHERE sid = ?`, [sid]);
+    });
+  }
+
+  async function listSessions(detail: boolean): Promise<SessionDetail[]> {
+    return await persist(async c => {
+      const out: SessionDetail[] = [];
+      if (!(await hasTable(c, `${prefix}session2`))) return out;
+      for (const row of await c.all(`SELECT sid, expire, info FROM ${prefix}session2 ORDER BY sid`, [])) {
+        const session: SessionDetail = {
+          ...parseSessionInfo(toBytes(row[2])),
+          sid: toNumber(row[0]),
+          expire: toNumber(row[1]),
+        };
+        out.push(session);
+        if (!detail) continue;
+        const of = (columns: string, table: string): Promise<SqlRow[]> =>
+          c.all(`SELECT ${columns} FROM ${prefix}${table} WHERE sid = ?`, [session.sid]);
+        const owner = (v: unknown): bigint => BigInt.asUintN(64, BigInt(v as bigint | number | string));
+        session.sustained = (await of('inode', 'sustained')).map(r => toIno(r[0]));
+        session.flocks = (await of('inode, owner, ltype', 'flock')).map(r => ({
+          ino: toIno(r[0]),
+          owner: owner(r[1]),
+          type: toNumber(r[2]) === 87 ? 'W' : 'R',
+        }));
+        session.plocks = (await of('inode, owner, records', 'plock')).map(r => ({
+          ino: toIno(r[0]),
+          owner: owner(r[1]),
+          records: decodeLocks(toBytes(r[2])),
+        }));
+      }
+      return out;
+    });
+  }
+
+  async function staleSessions(limit: number): Promise<number[]> {
+    return await persist(async c => {
+      const sids = (
+        await c.all(`SELECT sid FROM ${prefix}session2 WHERE expire < ? LIMIT ${Math.floor(limit)}`, [unixNow()])
+      ).map(r => toNumber(r[0]));
+      // Sessions of ours that another client cleaned leave their own rows, with usage that was never counted.
+      if (await hasTable(c, `${own}session`)) {
+        const rows = await c.all(
+          `SELECT sid FROM ${own}session WHERE sid NOT IN (SELECT sid FROM ${prefix}session2) LIMIT ${Math.floor(limit)}`,
+          [],
+        );
+        for (const r of rows) if (!sids.includes(toNumber(r[0]))) sids.push(toNumber(r[0]));
+      }
+      return sids.slice(0, limit);
+    });
+  }
+
+  // ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  const generic = txOperations(driver, volume);
+
+  async function shown(c: SqlConnection, ino: Ino, attr: Attr): Promise<Attr> {
+    return await runAsync(present(new NetworkTx(host, c, now()), ino, attr));
+  }
+
+  /** One statement; the checks of the general way only when it finds nothing or permissions are checked here. */
+  async function lookup(cred: Cred, parent: Ino, name: Name): Promise<Entry> {
+    if (cred.checkPermission || name.length > NAME_MAX) return await generic.lookup(cred, parent, name);
+    const columns = NODE_COLUMNS.split(', ')
+      .map(c => `n.${c}`)
+      .join(', ');
+    const found = await persist(async c => {
+      const rows = await c.all(
+        `SELECT e.inode, ${columns} FROM ${prefix}edge e JOIN ${prefix}node n ON n.inode = e.inode WHERE e.parent = ? AND e.name = ?`,
+        [inoToBigint(parent), name],
+      );
+      const row = rows[0];
+      return row && { ino: toIno(row[0]), attr: await shown(c, toIno(row[0]), nodeFromRow(row, 1)) };
+    });
+    // The kernel asks for names in directories only: what is absent is ENOENT.
+    if (found === undefined) throw ENOENT;
+    return found;
+  }
+
+  const quotaTable = (k: 'dir' | 'user' | 'group'): string => (k === 'dir' ? 'dir_quota' : 'user_group_quota');
+  const quotaWhere = (k: 'dir' | 'user' | 'group'): string =>
+    k === 'dir' ? 'inode = ?' : `qtype = ${k === 'user' ? 1 : 2} AND qkey = ?`;
+
+  return {
+    ...generic,
+    name: pool.display,
+    load,
+    init,
+    reset,
+    newSession,
+    adoptSession,
+    heartbeat,
+    cleanSession,
+    listSessions,
+    staleSessions,
+    flush,
+    lookup,
+    newSliceIds: count => slices(count),
+    async close() {
+      clearTimeout(flushTimer);
+      await pool.close();
+    },
+    async closeSession() {
+      const { sid } = volume;
+      if (sid === 0) return;
+      await flush();
+      await cleanSession(sid);
+      volume.sid = 0;
+      identity = undefined;
+    },
+    // The server's own settings say when a commit is on its disk.
+    async sync() {},
+    async durable() {},
+    dirStream: (ino, state) =>
+      pagedDirStream(
+        {
+          page: (after, upto, limit) =>
+            persist(async c => {
+              const bound = upto === undefined ? '' : ' AND name <= ?';
+              const sql = `SELECT name, inode, type FROM ${prefix}edge WHERE parent = ? AND name > ?${bound} ORDER BY name LIMIT ${Math.floor(limit)}`;
+              const rows = await c.all(sql, [
+                inoToBigint(ino),
+                after ?? Buffer.alloc(0),
+                ...(upto === undefined ? [] : [upto]),
+              ]);
+              return rows.map(r => ({ name: toBytes(r[0]), ino: toIno(r[1]), type: toNumber(r[2]) as FileType }));
+            }),
+          attributes: (entries: DirEntry[]) =>
+            persist(async c => {
+              const attrs = new Map<Ino, Attr>();
+              for (let at = 0; at < entries.length; at += 1000) {
+                const part = entries.slice(at, at + 1000).map(e => inoToBigint(e.ino));
+                const rows =
+                  kind === 'postgres'
+                    ? await c.all(`SELECT inode, ${NODE_COLUMNS} FROM ${prefix}node WHERE inode = ANY(?::bigint[])`, [
+                        `{${part.join(',')}}`,
+                      ])
+                    : await c.all(
+                        `SELECT inode, ${NODE_COLUMNS} FROM ${prefix}node WHERE inode IN (${part.map(() => '?').join(',')})`,
+                        part,
+                      );
+                for (const r of rows) attrs.set(toIno(r[0]), nodeFromRow(r, 1));
+              }
+              for (const e of entries) {
+                const attr = attrs.get(e.ino);
+                if (attr !== undefined)
+                  e.attr = attr.parent === 0 || attr.parent >= TRASH ? await shown(c, e.ino, attr) : attr;
+              }
+            }),
+        },
+        state,
+      ),
+
+    // ── locks: wake-ups of this process at once, others by asking again ─────────────────────────────────────────────
+    async flock(op, ino, owner, type) {
+      await generic.flock(op, ino, owner, type);
+      wake(ino);
+    },
+    async setlk(op, ino, owner, lock: PosixLock) {
+      await generic.setlk(op, ino, owner, lock);
+      wake(ino);
+    },
+    async waitForUnlock(ino, timeoutMs) {
+      await new Promise<void>(resolve => {
+        const set = unlocked.get(ino) ?? new Set();
+        unlocked.set(ino, set);
+        const done = (): void => {
+          clearTimeout(timer);
+          set.delete(done);
+          if (set.size === 0) unlocked.delete(ino);
+          resolve();
+        };
+        const timer = setTimeout(done, Math.min(timeoutMs, 20));
+        set.add(done);
+      });
+    },
+
+    // ── quotas ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    async getQuota(k, key) {
+      const rows = await persist(c =>
+        c.all(
+          `SELECT max_space, max_inodes, used_space, used_inodes FROM ${prefix}${quotaTable(k)} WHERE ${quotaWhere(k)}`,
+          [k === 'dir' ? inoToBigint(key) : key],
+        ),
+      );
+      const r = rows[0];
+      return (
+        r && {
+          maxSpace: toNumber(r[0]),
+          maxInodes: toNumber(r[1]),
+          usedSpace: toNumber(r[2]),
+          usedInodes: toNumber(r[3]),
+        }
+      );
+    },
+    async setQuota(k, key, quota) {
+      const value = k === 'dir' ? inoToBigint(key) : key;
+      await transaction(async (tx, c) => {
+        const rows = await c.all(
+          `SELECT max_space, max_inodes, used_space, used_inodes FROM ${prefix}${quotaTable(k)} WHERE ${quotaWhere(k)} FOR UPDATE`,
+          [value],
+        );
+        const old = rows[0] ?? [-1, -1, 0, 0];
+        const values = [
+          quota.maxSpace ?? toNumber(old[0]),
+          quota.maxInodes ?? toNumber(old[1]),
+          quota.usedSpace ?? toNumber(old[2]),
+          quota.usedInodes ?? toNumber(old[3]),
+        ];
+        if (rows.length > 0)
+          await c.run(
+            `UPDATE ${prefix}${quotaTable(k)} SET max_space = ?, max_inodes = ?, used_space = ?, used_inodes = ? WHERE ${quotaWhere(k)}`,
+            [...values, value],
+          );
+        else if (k === 'dir')
+          await c.run(
+            `INSERT INTO ${prefix}dir_quota (max_space, max_inodes, used_space, used_inodes, inode) VALUES (?, ?, ?, ?, ?)`,
+            [...values, value],
+          );
+        else
+          await c.run(
+            `INSERT INTO ${prefix}user_group_quota (max_space, max_inodes, used_space, used_inodes, qkey, qtype) VALUES (?, ?, ?, ?, ?, ?)`,
+            [...values, value, k === 'user' ? 1 : 2],
+          );
+        if (volume.format.ChangeLog)
+          await runAsync(
+            logChange(tx, 'SETQUOTA', () => [k === 'dir' ? 0 : k === 'user' ? 1 : 2, key, values[0]!, values[1]!]),
+          );
+      });
+      await loadQuotas();
+    },
+    async deleteQuota(k, key) {
+      await transaction(async (_tx, c) => {
+        if (k === 'dir') await c.run(`DELETE FROM ${prefix}dir_quota WHERE inode = ?`, [inoToBigint(key)]);
+        else
+          await c.run(`UPDATE ${prefix}user_group_quota SET max_space = -1, max_inodes = -1 WHERE ${quotaWhere(k)}`, [
+            key,
+          ]);
+      });
+      await loadQuotas();
+    },
+    async listQuotas() {
+      await loadQuotas();
+      const { dirs, users, groups } = volume.quotas;
+      return [
+        ...[...dirs].map(([key, quota]) => ({ kind: 'dir' as const, key, quota })),
+        ...[...users].map(([key, quota]) => ({ kind: 'user' as const, key, quota })),
+        ...[...groups].map(([key, quota]) => ({ kind: 'group' as const, key, quota })),
+      ];
+    },
+  };
+
+  function wake(ino: Ino): void {
+    for (const done of unlocked.get(ino) ?? []) done();
+  }
+}
+
+function* step<T>(s: Iterable<Promise<unknown>, T, unknown>): Body<T> {
+  return yield* s;
+}
+
+export const postgresDriver: EngineDriver = {
+  schemes: ['postgres', 'postgresql'],
+  async open(url, options) {
+    const parsed = checked(() => parsePostgresUrl(url, process.env));
+    return await openNetworkEngine(openPostgres(parsed), parsed.tablePrefix, options);
+  },
+};
+
+export const mysqlDriver: EngineDriver = {
+  schemes: ['mysql'],
+  async open(url, options) {
+    const parsed = checked(() => parseMysqlUrl(url, process.env));
+    return await openNetworkEngine(openMysql(parsed), parsed.tablePrefix, options);
+  },
+};
+
+function checked<T>(parse: () => T): T {
+  try {
+    return parse();
+  } catch (e) {
+    throw EINVAL.because((e as Error).message);
+  }
+}
