@@ -186,9 +186,17 @@ export class Statements {
     return this.get(sql).all(...params) as unknown as Row[];
   }
 
-  /** Rows changed. */
+  /**
+   * A write. Not by run(): that reads the last row id, which a trash folder's inode makes too large for a number.
+   */
+  exec(sql: string, ...params: SQLInputValue[]): void {
+    this.get(sql).get(...params);
+  }
+
+  /** A write; rows changed. */
   run(sql: string, ...params: SQLInputValue[]): number {
-    return Number(this.get(sql).run(...params).changes);
+    this.get(sql).get(...params);
+    return (this.get('SELECT changes()').get() as unknown as number[])[0]!;
   }
 }
 
@@ -352,7 +360,7 @@ export class SqliteTx implements Tx {
   insertNode(ino: Ino, attr: Attr): Step<void> {
     this.writes++;
     // run() answers the row id, which is the inode: a trash inode is beyond 2^53.
-    this.st.get(INSERT_NODE, ino >= SPECIAL).run(inoParam(ino), ...nodeParams(attr));
+    this.st.get(INSERT_NODE).get(inoParam(ino), ...nodeParams(attr));
     this.cacheNode(ino, { ...attr });
     return nothing;
   }
@@ -362,14 +370,14 @@ export class SqliteTx implements Tx {
     const stored = { ...attr };
     // A directory's nlink is only ever changed by adjustDir, which may have run since `attr` was read.
     if (attr.type === FileType.directory) stored.nlink = this.readNode(ino)?.nlink ?? attr.nlink;
-    this.st.get(UPDATE_NODE).run(...nodeParams(stored), inoParam(ino));
+    this.st.get(UPDATE_NODE).get(...nodeParams(stored), inoParam(ino));
     this.cacheNode(ino, stored);
     return nothing;
   }
 
   deleteNode(ino: Ino): Step<void> {
     this.writes++;
-    this.st.run('DELETE FROM $node WHERE inode=?', inoParam(ino));
+    this.st.exec('DELETE FROM $node WHERE inode=?', inoParam(ino));
     this.#nodes.delete(ino);
     this.#links.delete(ino);
     return nothing;
@@ -381,10 +389,10 @@ export class SqliteTx implements Tx {
     const us = joinTime(sec, nsec);
     const rest = nsec % 1000;
     const cached = this.#nodes.get(ino);
-    if (!touch) this.st.run('UPDATE $node SET nlink=nlink+? WHERE inode=?', links, inoParam(ino));
+    if (!touch) this.st.exec('UPDATE $node SET nlink=nlink+? WHERE inode=?', links, inoParam(ino));
     else {
       const sql = 'UPDATE $node SET nlink=nlink+?,mtime=?,ctime=?,mtimensec=?,ctimensec=? WHERE inode=?';
-      this.st.get(sql).run(links, us, us, rest, rest, inoParam(ino));
+      this.st.get(sql).get(links, us, us, rest, rest, inoParam(ino));
     }
     if (cached !== undefined) {
       const next = { ...cached, nlink: cached.nlink + links };
@@ -458,7 +466,7 @@ export class SqliteTx implements Tx {
 
   insertEdge(parent: Ino, name: Name, ino: Ino, type: FileType): Step<void> {
     this.writes++;
-    this.st.get(INSERT_EDGE).run(inoParam(parent), name, inoParam(ino), type);
+    this.st.get(INSERT_EDGE).get(inoParam(parent), name, inoParam(ino), type);
     this.#cacheEdge(parent, nameKey(name), { ino, type });
     this.#links.delete(ino);
     return nothing;
@@ -466,7 +474,7 @@ export class SqliteTx implements Tx {
 
   deleteEdge(parent: Ino, name: Name, ino: Ino): Step<void> {
     this.writes++;
-    this.st.get(DELETE_EDGE).run(inoParam(parent), name);
+    this.st.get(DELETE_EDGE).get(inoParam(parent), name);
     this.#cacheEdge(parent, nameKey(name), null);
     this.#links.delete(ino);
     return nothing;
@@ -475,7 +483,7 @@ export class SqliteTx implements Tx {
   moveEdge(parent: Ino, name: Name, newParent: Ino, newName: Name, ino: Ino, type: FileType): Step<void> {
     this.writes++;
     const sql = 'UPDATE $edge SET parent=?,name=? WHERE parent=? AND name=?';
-    this.st.get(sql).run(inoParam(newParent), newName, inoParam(parent), name);
+    this.st.get(sql).get(inoParam(newParent), newName, inoParam(parent), name);
     this.#cacheEdge(parent, nameKey(name), null);
     this.#cacheEdge(newParent, nameKey(newName), { ino, type });
     this.#links.delete(ino);
@@ -484,7 +492,7 @@ export class SqliteTx implements Tx {
 
   setEdge(parent: Ino, name: Name, ino: Ino, type: FileType): Step<void> {
     this.writes++;
-    this.st.run(
+    this.st.exec(
       'UPDATE $edge SET inode=?,type=? WHERE parent=? AND name=?',
       inoParam(ino),
       type,
@@ -553,13 +561,13 @@ export class SqliteTx implements Tx {
 
   insertSymlink(ino: Ino, target: Uint8Array): Step<void> {
     this.writes++;
-    this.st.run('INSERT INTO $symlink(inode,target) VALUES(?,?)', inoParam(ino), target);
+    this.st.exec('INSERT INTO $symlink(inode,target) VALUES(?,?)', inoParam(ino), target);
     return nothing;
   }
 
   deleteSymlink(ino: Ino): Step<void> {
     this.writes++;
-    this.st.run('DELETE FROM $symlink WHERE inode=?', inoParam(ino));
+    this.st.exec('DELETE FROM $symlink WHERE inode=?', inoParam(ino));
     return nothing;
   }
 
@@ -580,7 +588,7 @@ export class SqliteTx implements Tx {
     this.writes++;
     const sql =
       'INSERT INTO $xattr(inode,name,value) VALUES(?,CAST(? AS TEXT),?) ON CONFLICT(inode,name) DO UPDATE SET value=excluded.value';
-    this.st.run(sql, inoParam(ino), name, value);
+    this.st.exec(sql, inoParam(ino), name, value);
     return nothing;
   }
 
@@ -591,13 +599,13 @@ export class SqliteTx implements Tx {
 
   deleteXattrs(ino: Ino): Step<void> {
     this.writes++;
-    this.st.run('DELETE FROM $xattr WHERE inode=?', inoParam(ino));
+    this.st.exec('DELETE FROM $xattr WHERE inode=?', inoParam(ino));
     return nothing;
   }
 
   copyXattrs(from: Ino, to: Ino): Step<void> {
     this.writes++;
-    this.st.run(
+    this.st.exec(
       'INSERT INTO $xattr(inode,name,value) SELECT ?,name,value FROM $xattr WHERE inode=?',
       inoParam(to),
       inoParam(from),
@@ -622,7 +630,7 @@ export class SqliteTx implements Tx {
     const update = 'UPDATE $chunk SET slices=CAST(slices||? AS BLOB) WHERE inode=? AND indx=? RETURNING length(slices)';
     const row = this.st.one(update, bytes, inoParam(ino), index);
     if (row !== undefined) return done((row[0] as number) / 24);
-    this.st.run('INSERT INTO $chunk(inode,indx,slices) VALUES(?,?,?)', inoParam(ino), index, bytes);
+    this.st.exec('INSERT INTO $chunk(inode,indx,slices) VALUES(?,?,?)', inoParam(ino), index, bytes);
     return done(records.length);
   }
 
@@ -633,11 +641,11 @@ export class SqliteTx implements Tx {
 
   replaceChunk(ino: Ino, index: number, records: readonly Slice[]): Step<void> {
     this.writes++;
-    if (records.length === 0) this.st.run('DELETE FROM $chunk WHERE inode=? AND indx=?', inoParam(ino), index);
+    if (records.length === 0) this.st.exec('DELETE FROM $chunk WHERE inode=? AND indx=?', inoParam(ino), index);
     else {
       const sql =
         'INSERT INTO $chunk(inode,indx,slices) VALUES(?,?,?) ON CONFLICT(inode,indx) DO UPDATE SET slices=excluded.slices';
-      this.st.run(sql, inoParam(ino), index, encodeSlices(records));
+      this.st.exec(sql, inoParam(ino), index, encodeSlices(records));
     }
     return nothing;
   }
@@ -652,7 +660,7 @@ export class SqliteTx implements Tx {
     this.writes++;
     const sql =
       'INSERT INTO $chunk_ref(chunkid,size,refs) VALUES(?,?,?) ON CONFLICT(chunkid) DO UPDATE SET refs=refs+excluded.refs';
-    this.st.run(sql, id, size, refs);
+    this.st.exec(sql, id, size, refs);
     return nothing;
   }
 
@@ -675,13 +683,13 @@ export class SqliteTx implements Tx {
 
   deleteSlice(id: number, size: number): Step<void> {
     this.writes++;
-    this.st.run('DELETE FROM $chunk_ref WHERE chunkid=? AND size=? AND refs<=0', id, size);
+    this.st.exec('DELETE FROM $chunk_ref WHERE chunkid=? AND size=? AND refs<=0', id, size);
     return nothing;
   }
 
   insertDelayed(key: number, slices: readonly DeadSlice[]): Step<void> {
     this.writes++;
-    this.st.run('INSERT INTO $delslices(chunkid,deleted,slices) VALUES(?,?,?)', key, this.now.sec, encodeDead(slices));
+    this.st.exec('INSERT INTO $delslices(chunkid,deleted,slices) VALUES(?,?,?)', key, this.now.sec, encodeDead(slices));
     return nothing;
   }
 
@@ -696,7 +704,7 @@ export class SqliteTx implements Tx {
 
   deleteDelayed(key: number): Step<void> {
     this.writes++;
-    this.st.run('DELETE FROM $delslices WHERE chunkid=?', key);
+    this.st.exec('DELETE FROM $delslices WHERE chunkid=?', key);
     return nothing;
   }
 
@@ -704,7 +712,7 @@ export class SqliteTx implements Tx {
 
   insertDelfile(ino: Ino, length: number): Step<void> {
     this.writes++;
-    this.st.run(
+    this.st.exec(
       'INSERT OR REPLACE INTO $delfile(inode,length,expire) VALUES(?,?,?)',
       inoParam(ino),
       length,
@@ -720,19 +728,19 @@ export class SqliteTx implements Tx {
 
   deleteDelfile(ino: Ino): Step<void> {
     this.writes++;
-    this.st.run('DELETE FROM $delfile WHERE inode=?', inoParam(ino));
+    this.st.exec('DELETE FROM $delfile WHERE inode=?', inoParam(ino));
     return nothing;
   }
 
   insertSustained(sid: number, ino: Ino): Step<void> {
     this.writes++;
-    this.st.run('INSERT OR IGNORE INTO $sustained(sid,inode) VALUES(?,?)', sid, inoParam(ino));
+    this.st.exec('INSERT OR IGNORE INTO $sustained(sid,inode) VALUES(?,?)', sid, inoParam(ino));
     return nothing;
   }
 
   deleteSustained(sid: number, ino: Ino): Step<void> {
     this.writes++;
-    this.st.run('DELETE FROM $sustained WHERE sid=? AND inode=?', sid, inoParam(ino));
+    this.st.exec('DELETE FROM $sustained WHERE sid=? AND inode=?', sid, inoParam(ino));
     return nothing;
   }
 
@@ -749,13 +757,13 @@ export class SqliteTx implements Tx {
 
   insertDetached(ino: Ino): Step<void> {
     this.writes++;
-    this.st.run('INSERT INTO $detached_node(inode,added) VALUES(?,?)', inoParam(ino), this.now.sec);
+    this.st.exec('INSERT INTO $detached_node(inode,added) VALUES(?,?)', inoParam(ino), this.now.sec);
     return nothing;
   }
 
   deleteDetached(ino: Ino): Step<void> {
     this.writes++;
-    this.st.run('DELETE FROM $detached_node WHERE inode=?', inoParam(ino));
+    this.st.exec('DELETE FROM $detached_node WHERE inode=?', inoParam(ino));
     return nothing;
   }
 
@@ -801,14 +809,14 @@ export class SqliteTx implements Tx {
     this.writes++;
     const sql =
       'INSERT INTO $flock(inode,sid,owner,ltype) VALUES(?,?,?,?) ON CONFLICT(inode,sid,owner) DO UPDATE SET ltype=excluded.ltype';
-    this.st.run(sql, inoParam(ino), this.volume.sid, BigInt.asIntN(64, owner), type.charCodeAt(0));
+    this.st.exec(sql, inoParam(ino), this.volume.sid, BigInt.asIntN(64, owner), type.charCodeAt(0));
     this.unlocked.add(ino);
     return nothing;
   }
 
   deleteFlock(ino: Ino, owner: bigint): Step<void> {
     this.writes++;
-    this.st.run(
+    this.st.exec(
       'DELETE FROM $flock WHERE inode=? AND sid=? AND owner=?',
       inoParam(ino),
       this.volume.sid,
@@ -828,11 +836,11 @@ export class SqliteTx implements Tx {
     this.writes++;
     this.unlocked.add(ino);
     const key: SQLInputValue[] = [inoParam(ino), this.volume.sid, BigInt.asIntN(64, owner)];
-    if (records.length === 0) this.st.run('DELETE FROM $plock WHERE inode=? AND sid=? AND owner=?', ...key);
+    if (records.length === 0) this.st.exec('DELETE FROM $plock WHERE inode=? AND sid=? AND owner=?', ...key);
     else {
       const sql =
         'INSERT INTO $plock(inode,sid,owner,records) VALUES(?,?,?,?) ON CONFLICT(inode,sid,owner) DO UPDATE SET records=excluded.records';
-      this.st.run(sql, ...key, encodeLocks(records));
+      this.st.exec(sql, ...key, encodeLocks(records));
     }
     return nothing;
   }
@@ -843,7 +851,7 @@ export class SqliteTx implements Tx {
     this.writes++;
     const row = this.st.one('UPDATE $counter SET value=value+? WHERE name=? RETURNING value', delta, name);
     if (row !== undefined) return row[0] as number;
-    this.st.run('INSERT INTO $counter(name,value) VALUES(?,?)', name, delta);
+    this.st.exec('INSERT INTO $counter(name,value) VALUES(?,?)', name, delta);
     return delta;
   }
 
@@ -857,7 +865,7 @@ export class SqliteTx implements Tx {
 
   setCounter(name: string, value: number): Step<void> {
     this.writes++;
-    this.st.run(
+    this.st.exec(
       'INSERT INTO $counter(name,value) VALUES(?,?) ON CONFLICT(name) DO UPDATE SET value=excluded.value',
       name,
       value,
@@ -868,7 +876,7 @@ export class SqliteTx implements Tx {
   insertDirStat(ino: Ino, length: number, space: number, inodes: number): Step<void> {
     this.writes++;
     const sql = 'INSERT OR REPLACE INTO $dir_stats(inode,data_length,used_space,used_inodes) VALUES(?,?,?,?)';
-    this.st.run(sql, inoParam(ino), length, space, inodes);
+    this.st.exec(sql, inoParam(ino), length, space, inodes);
     return nothing;
   }
 
@@ -881,14 +889,14 @@ export class SqliteTx implements Tx {
 
   deleteDirStat(ino: Ino): Step<void> {
     this.writes++;
-    this.st.run('DELETE FROM $dir_stats WHERE inode=?', inoParam(ino));
+    this.st.exec('DELETE FROM $dir_stats WHERE inode=?', inoParam(ino));
     return nothing;
   }
 
   deleteDirQuota(ino: Ino): Step<void> {
     if (this.volume.quotas.dirs.has(ino)) {
       this.writes++;
-      this.st.run('DELETE FROM $dir_quota WHERE inode=?', inoParam(ino));
+      this.st.exec('DELETE FROM $dir_quota WHERE inode=?', inoParam(ino));
       this.volume.quotas.dirs.delete(ino);
     }
     return nothing;
@@ -900,7 +908,7 @@ export class SqliteTx implements Tx {
 
   log(entry: string): Step<void> {
     this.writes++;
-    this.st.run('INSERT INTO $change_log(entry) VALUES(?)', entry);
+    this.st.exec('INSERT INTO $change_log(entry) VALUES(?)', entry);
     return nothing;
   }
 }

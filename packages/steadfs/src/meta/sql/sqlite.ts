@@ -267,8 +267,8 @@ export class SqliteEngine {
           const changed = changedImmutable(old, format);
           if (changed !== undefined && !force) throw EINVAL.because(`the volume's ${changed} cannot be changed`);
           wanted = { ...format, UUID: old.UUID };
-          if (!old.DirStats && wanted.DirStats) this.#st.run('DELETE FROM $dir_stats');
-          if (!old.UserGroupQuota && wanted.UserGroupQuota) this.#st.run('DELETE FROM $user_group_quota');
+          if (!old.DirStats && wanted.DirStats) this.#st.exec('DELETE FROM $dir_stats');
+          if (!old.UserGroupQuota && wanted.UserGroupQuota) this.#st.exec('DELETE FROM $user_group_quota');
         }
         const stored = serialiseFormat(encryptSecrets(wanted));
         const t = now();
@@ -293,7 +293,7 @@ export class SqliteEngine {
           tier: 0,
         });
         if (wanted.TrashDays > 0 && this.#tx.readNode(TRASH) === undefined) this.#tx.insertNode(TRASH, attr(0o555));
-        this.#st.run(
+        this.#st.exec(
           "INSERT INTO $setting(name,value) VALUES('format',?) ON CONFLICT(name) DO UPDATE SET value=excluded.value",
           stored,
         );
@@ -308,7 +308,7 @@ export class SqliteEngine {
             nextCleanupSlices: 0,
           };
           for (const [name, value] of Object.entries(counters))
-            this.#st.run('INSERT OR IGNORE INTO $counter(name,value) VALUES(?,?)', name, value);
+            this.#st.exec('INSERT OR IGNORE INTO $counter(name,value) VALUES(?,?)', name, value);
         }
       });
       this.#takeSetting(String(this.#st.one(SETTING)![0]));
@@ -498,7 +498,7 @@ export class SqliteEngine {
   #open(): boolean {
     if (this.#group !== undefined) return true;
     try {
-      this.#st.get('BEGIN IMMEDIATE').run();
+      this.#st.get('BEGIN IMMEDIATE').get();
     } catch (e) {
       if (isBusy(e)) return false;
       // The operation that comes next meets the same error and reports it.
@@ -605,7 +605,7 @@ export class SqliteEngine {
     }
     tx.writes++;
     if (record.exists) {
-      this.#st.run(
+      this.#st.exec(
         `UPDATE ${this.#own('op')} SET seq=?,result=?,acct=? WHERE sid=? AND kind=? AND slot=?`,
         op.seq,
         result,
@@ -615,7 +615,7 @@ export class SqliteEngine {
         op.slot,
       );
     } else {
-      this.#st.run(
+      this.#st.exec(
         `INSERT INTO ${this.#own('op')}(seq,result,acct,sid,kind,slot) VALUES(?,?,?,?,?,?)`,
         op.seq,
         result,
@@ -717,7 +717,7 @@ export class SqliteEngine {
     if (jobs === undefined) return;
     let failure: Errno | undefined;
     try {
-      this.#st.get('COMMIT').run();
+      this.#st.get('COMMIT').get();
     } catch (e) {
       failure = toErrno(e);
       this.#rollback();
@@ -761,11 +761,16 @@ export class SqliteEngine {
           : d.kind === Usage.group
             ? q.groups
             : undefined;
-    const quota = map?.get(d.key);
-    if (quota !== undefined) {
-      quota.usedSpace += d.space;
-      quota.usedInodes += d.inodes;
+    if (map === undefined) return;
+    let quota = map.get(d.key);
+    if (quota === undefined) {
+      // Users and groups are counted from their first file on, without limits.
+      if (d.kind === Usage.dirQuota) return;
+      quota = { maxSpace: -1, maxInodes: -1, usedSpace: 0, usedInodes: 0 };
+      map.set(d.key, quota);
     }
+    quota.usedSpace += d.space;
+    quota.usedInodes += d.inodes;
   }
 
   /** Stored limits and usage, and what our records hold beside them. */
@@ -826,7 +831,7 @@ export class SqliteEngine {
     }
     if (!pending) return;
     this.#applyUsage(sum);
-    this.#st.run(`UPDATE ${this.#own('op')} SET acct=NULL WHERE sid=? AND acct IS NOT NULL`, this.volume.sid);
+    this.#st.exec(`UPDATE ${this.#own('op')} SET acct=NULL WHERE sid=? AND acct IS NOT NULL`, this.volume.sid);
   }
 
   #applyUsage(list: readonly Delta[]): void {
@@ -845,7 +850,7 @@ export class SqliteEngine {
         const s = runSync(countChildren(tx, d.key));
         tx.insertDirStat(d.key, s.length, s.space, s.inodes);
       } else if (d.kind === Usage.dirQuota) {
-        this.#st.run(
+        this.#st.exec(
           'UPDATE $dir_quota SET used_space=used_space+?,used_inodes=used_inodes+? WHERE inode=?',
           d.space,
           d.inodes,
@@ -854,7 +859,7 @@ export class SqliteEngine {
       } else {
         const sql =
           'INSERT INTO $user_group_quota(qtype,qkey,max_space,max_inodes,used_space,used_inodes) VALUES(?,?,-1,-1,?,?) ON CONFLICT(qtype,qkey) DO UPDATE SET used_space=used_space+excluded.used_space,used_inodes=used_inodes+excluded.used_inodes';
-        this.#st.run(sql, d.kind === Usage.user ? 1 : 2, d.key, d.space, d.inodes);
+        this.#st.exec(sql, d.kind === Usage.user ? 1 : 2, d.key, d.space, d.inodes);
       }
     }
   }
@@ -912,9 +917,9 @@ export class SqliteEngine {
         while (this.#st.one('SELECT 1 FROM $session2 WHERE sid=?', id) !== undefined);
         // Rows of an older session with this number (the counter came back by a restore) must not be taken for ours.
         this.#dropOwn(id);
-        this.#st.run('INSERT INTO $session2(sid,expire,info) VALUES(?,?,?)', id, expire, this.#infoJson(info));
+        this.#st.exec('INSERT INTO $session2(sid,expire,info) VALUES(?,?,?)', id, expire, this.#infoJson(info));
         const sql = `INSERT INTO ${this.#own('session')}(sid,incarnation,volume,epoch) VALUES(?,?,?,1)`;
-        this.#st.run(sql, id, incarnation, this.volume.format.UUID);
+        this.#st.exec(sql, id, incarnation, this.volume.format.UUID);
         if (this.volume.format.ChangeLog) runSync(this.#logSession(id, expire, info));
         return id;
       }),
@@ -953,7 +958,7 @@ export class SqliteEngine {
         if ((row[2] as number) < identity.epoch)
           throw ESTALE.because(`session ${sid} comes from an older state of the database`);
         const epoch = (row[2] as number) + 1;
-        this.#st.run(`UPDATE ${this.#own('session')} SET epoch=? WHERE sid=?`, epoch, sid);
+        this.#st.exec(`UPDATE ${this.#own('session')} SET epoch=? WHERE sid=?`, epoch, sid);
         if (this.#st.run('UPDATE $session2 SET expire=?,info=? WHERE sid=?', expire, this.#infoJson(info), sid) === 0) {
           throw ESTALE.because(`session ${sid} was cleaned by another client`);
         }
@@ -1067,8 +1072,8 @@ export class SqliteEngine {
   }
 
   #dropOwn(sid: number): void {
-    this.#st.run(`DELETE FROM ${this.#own('op')} WHERE sid=?`, sid);
-    this.#st.run(`DELETE FROM ${this.#own('session')} WHERE sid=?`, sid);
+    this.#st.exec(`DELETE FROM ${this.#own('op')} WHERE sid=?`, sid);
+    this.#st.exec(`DELETE FROM ${this.#own('session')} WHERE sid=?`, sid);
   }
 
   async cleanSession(sid: number): Promise<void> {
@@ -1079,7 +1084,7 @@ export class SqliteEngine {
       for (const table of ['flock', 'plock']) {
         for (const r of st.all(`SELECT ${inoColumn('inode')} FROM $${table} WHERE sid=?`, sid))
           (tx as SqliteTx).unlocked.add(r[0] as number);
-        st.run(`DELETE FROM $${table} WHERE sid=?`, sid);
+        st.exec(`DELETE FROM $${table} WHERE sid=?`, sid);
       }
       yield* dropSustained(tx, sid);
       if (self.#ownTables()) {
@@ -1090,8 +1095,8 @@ export class SqliteEngine {
         self.#applyUsage(sum);
         self.#dropOwn(sid);
       }
-      st.run('DELETE FROM $session2 WHERE sid=?', sid);
-      if (self.#hasTable('session')) st.run('DELETE FROM $session WHERE sid=?', sid);
+      st.exec('DELETE FROM $session2 WHERE sid=?', sid);
+      if (self.#hasTable('session')) st.exec('DELETE FROM $session WHERE sid=?', sid);
     });
   }
 
@@ -1195,10 +1200,14 @@ export class SqliteEngine {
       const values = [q.maxSpace, q.maxInodes, q.usedSpace, q.usedInodes];
       const columns = 'max_space,max_inodes,used_space,used_inodes';
       if (kind === 'dir')
-        self.#st.run(`INSERT OR REPLACE INTO $dir_quota(inode,${columns}) VALUES(?,?,?,?,?)`, inoParam(key), ...values);
+        self.#st.exec(
+          `INSERT OR REPLACE INTO $dir_quota(inode,${columns}) VALUES(?,?,?,?,?)`,
+          inoParam(key),
+          ...values,
+        );
       else {
         const sql = `INSERT OR REPLACE INTO $user_group_quota(qtype,qkey,${columns}) VALUES(?,?,?,?,?,?)`;
-        self.#st.run(sql, kind === 'user' ? 1 : 2, key, ...values);
+        self.#st.exec(sql, kind === 'user' ? 1 : 2, key, ...values);
       }
       yield* logChange(tx, 'SETQUOTA', () => [
         kind === 'dir' ? 0 : kind === 'user' ? 1 : 2,
@@ -1214,10 +1223,10 @@ export class SqliteEngine {
     const self = this;
     await this.transact(function* (tx): Body<void> {
       (tx as SqliteTx).writes++;
-      if (kind === 'dir') self.#st.run('DELETE FROM $dir_quota WHERE inode=?', inoParam(key));
+      if (kind === 'dir') self.#st.exec('DELETE FROM $dir_quota WHERE inode=?', inoParam(key));
       else {
         const sql = 'UPDATE $user_group_quota SET max_space=-1,max_inodes=-1 WHERE qtype=? AND qkey=?';
-        self.#st.run(sql, kind === 'user' ? 1 : 2, key);
+        self.#st.exec(sql, kind === 'user' ? 1 : 2, key);
       }
       yield* logChange(tx, 'DELQUOTA', () => [kind === 'dir' ? 0 : kind === 'user' ? 1 : 2, key]);
       self.#loadQuotas();
