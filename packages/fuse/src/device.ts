@@ -44,6 +44,8 @@ const DRAIN_COUNT = 64;
 const DRAIN_TIME = 1;
 /** A turn of the spinning loop that took this long (ms) without work of ours: someone else had the processor. */
 const PREEMPTED = 0.25;
+/** The longest time (ms) without spinning after that. */
+const COOL_MAX = 20;
 /** Time (ms) after which a wake-up shows that spinning would have caught the request (spin + wake-up itself). */
 const WAKE = 0.05;
 /** Attempts to read in one turn of the spinning loop while no answer is awaited: a turn of libuv's loop costs more than an attempt. */
@@ -130,7 +132,6 @@ export class Device {
   /** Of the last request or answer, ms. */
   #activity = 0;
   #lastTurn = 0;
-  #answers = 0;
   #coolUntil = 0;
   #coolFor = 1;
   #retry: NodeJS.Timeout | undefined;
@@ -193,23 +194,21 @@ export class Device {
     const now = performance.now();
     if (now - this.#activity < this.#nextAnswer.max + WAKE) this.#nextAnswer.hit();
     this.#activity = now;
-    this.#answers++;
     if (this.#running && !this.#armed && this.#nextRequest.now > 0 && now >= this.#coolUntil) this.wake();
   }
 
+  /**
+   * The fd is readable. The work is left to an immediate, which comes right after: koffi calls from outside of a callback scope of Node, so promises
+   * that settle in here would wait for the next event.
+   */
   readonly #woken = (): void => {
-    if (!this.#running) return;
-    if (this.#armed) {
-      this.#poll();
-      return;
-    }
+    if (!this.#running || this.#armed) return;
     this.stats.wakeups++;
     if (performance.now() - this.#activity < this.#nextRequest.max + WAKE) {
       this.#nextRequest.hit();
       if (this.#receiver.working > 0) this.#nextAnswer.hit();
     }
-    this.#lastTurn = 0;
-    this.#step(this.#poll());
+    this.wake();
   };
 
   readonly #turn = (): void => {
@@ -226,8 +225,9 @@ export class Device {
       const time = working ? this.#nextAnswer : this.#nextRequest;
       if (this.#lastTurn !== 0 && now - this.#lastTurn > PREEMPTED && this.stats.lastDrain < PREEMPTED / 2) {
         this.stats.preempted++;
+        // Longer when it goes on; once in a while is no shortage.
+        this.#coolFor = now - this.#coolUntil < 10 * this.#coolFor ? Math.min(this.#coolFor * 2, COOL_MAX) : 1;
         this.#coolUntil = now + this.#coolFor;
-        this.#coolFor = Math.min(this.#coolFor * 2, 64);
       }
       if (now < this.#coolUntil || time.now === 0 || now - this.#activity >= time.now) {
         if (time.now > 0 && now >= this.#coolUntil) time.miss();
@@ -235,7 +235,7 @@ export class Device {
         return;
       }
       this.stats.spins++;
-    } else if (this.#coolFor > 1 && now > this.#coolUntil + 100) this.#coolFor = 1;
+    }
     this.#lastTurn = now;
     this.#armed = true;
     setImmediate(this.#turn);
