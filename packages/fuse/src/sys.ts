@@ -624,7 +624,17 @@ export interface Watch {
   ref(): void;
 }
 
-/** Calls back whenever the fd is readable (or disconnected). libuv makes the fd non-blocking. */
+/**
+ * Calls back whenever the fd is readable (or disconnected). libuv makes the fd non-blocking.
+ *
+ * koffi calls back outside of Node's callback scope: promises that are settled there are not looked at before the next turn of the loop, which may never come. So each event
+ * is followed by an (empty) immediate.
+ */
 export function watchReadable(fd: number, callback: () => void): Watch {
-  return koffi.node.poll(fd, { readable: true, disconnect: true }, callback);
+  return koffi.node.poll(fd, { readable: true, disconnect: true }, () => {
+    setImmediate(nothing);
+    callback();
+  });
 }
+
+function nothing(): void {}
