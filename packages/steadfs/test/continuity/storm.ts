@@ -1,0 +1,361 @@
+/**
+ * Programs at work on a mount while the processes that serve it are killed and upgraded; nothing may fail, nothing may be wrong, and the
+ * pauses are measured.
+ *
+ *   node storm.ts --dir DIR [--seconds N]                                    without events, on any directory
+ *   node storm.ts --mount [--client juicefs] [--events service,keeper,both,upgrade] [--count N] [--seed N] [--programs A,B] [--json FILE]
+ */
+import { type ChildProcess, fork } from 'node:child_process';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { type Random, seeded } from '../support/random.ts';
+import { removeTree } from '../support/remove.ts';
+import { abortMount, type Client, missing, openVolume, processesWith, type Volume } from '../support/volume.ts';
+import { PROGRAMS } from './programs.ts';
+
+export type EventKind = 'service' | 'keeper' | 'both' | 'upgrade';
+
+export interface StormOptions {
+  dir: string;
+  seed: number;
+  /** Kinds drawn from; none: the programs run undisturbed for `seconds`. */
+  events: readonly EventKind[];
+  count: number;
+  seconds: number;
+  programs?: readonly string[];
+  /** How a planned upgrade is made; answers what went wrong. */
+  upgrade?: () => string | undefined;
+  log?: (line: string) => void;
+}
+
+export interface Report {
+  seed: number;
+  events: Record<string, number>;
+  calls: number;
+  failed: number;
+  wrong: number;
+  /** The first of them. */
+  texts: string[];
+  /** What the driver found: no new service, a program that hangs. */
+  faults: string[];
+  /** ms, by kind of event, and 'none' for the longest probe of each second without events. */
+  pauses: Record<string, { p50: number; p99: number; max: number; n: number }>;
+  /** Resident MiB and open descriptors of the serving processes: medians of the first and of the last quarter. */
+  memory: [number, number];
+  descriptors: [number, number];
+}
+
+type Message =
+  | { kind: 'fault'; what: 'failed' | 'wrong'; text: string }
+  | { kind: 'slow'; program: string; begin: number; length: number }
+  | { kind: 'counter'; how: string; added: number; found: number }
+  | { kind: 'done'; program: string; calls: number }
+  | { kind: 'ready' | 'stopped' }
+  | { kind: 'beat'; calls: number };
+
+interface Running {
+  name: string;
+  child: ChildProcess;
+  state: 'starting' | 'running' | 'stopped' | 'done' | 'dead';
+  heard: number;
+}
+
+const sleep = (ms: number): Promise<void> => new Promise(wake => setTimeout(wake, ms));
+const now = (): number => Number(process.hrtime.bigint() / 1000n) / 1000;
+
+/** The processes of a mount by their roles. The one that is a shell, or the parent of the other, is the keeper. */
+export function roles(dir: string): { service: number | undefined; keeper: number | undefined } {
+  const found = processesWith(dir).flatMap(pid => {
+    try {
+      const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
+      const program = readlinkSync(`/proc/${pid}/exe`).split('/').at(-1)!;
+      const args = readFileSync(`/proc/${pid}/cmdline`, 'latin1').split('\0');
+      if (args.includes('storm.ts') || args.some(a => a.endsWith('/program.ts') || a.endsWith('/storm.ts'))) return [];
+      if (/\) Z /.test(stat)) return [];
+      return [{ pid, parent: Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1]), program, args }];
+    } catch {
+      return []; // ended meanwhile
+    }
+  });
+  const shell = found.find(p => /^(da|ba|busybox)?sh$/.test(p.program));
+  const node = found.filter(p => p.args.includes('service'));
+  if (shell || node.length > 0) return { service: node.at(-1)?.pid, keeper: shell?.pid };
+  const child = found.find(p => found.some(q => q.pid === p.parent));
+  return { service: child?.pid, keeper: child?.parent };
+}
+
+function usage(pids: (number | undefined)[]): { memory: number; descriptors: number } {
+  let memory = 0;
+  let descriptors = 0;
+  for (const pid of pids) {
+    if (pid === undefined) continue;
+    try {
+      const resident = /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1];
+      memory += Number(resident ?? 0) / 1024;
+      descriptors += readdirSync(`/proc/${pid}/fd`).length;
+    } catch {
+      // killed a moment ago
+    }
+  }
+  return { memory, descriptors };
+}
+
+const median = (of: number[]): number => [...of].sort((a, b) => a - b)[Math.floor(of.length / 2)] ?? 0;
+
+function spread(of: number[]): { p50: number; p99: number; max: number; n: number } {
+  const sorted = [...of].sort((a, b) => a - b);
+  const at = (share: number): number =>
+    Math.round((sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? 0) * 10) / 10;
+  return { p50: at(0.5), p99: at(0.99), max: at(1), n: sorted.length };
+}
+
+export async function storm(options: StormOptions): Promise<Report> {
+  const random: Random = seeded(options.seed);
+  const log = options.log ?? (() => {});
+  const report: Report = {
+    seed: options.seed,
+    events: {},
+    calls: 0,
+    failed: 0,
+    wrong: 0,
+    texts: [],
+    faults: [],
+    pauses: {},
+    memory: [0, 0],
+    descriptors: [0, 0],
+  };
+  const base = mkdtempSync(join(options.dir, 'storm-'));
+  const shared = join(base, 'shared');
+  mkdirSync(shared);
+  const slow: { begin: number; length: number }[] = [];
+  const counters = new Map<string, { added: number; found: number }>();
+  const running: Running[] = [];
+  for (const [kind, { instances }] of Object.entries(PROGRAMS)) {
+    if (options.programs && !options.programs.includes(kind)) continue;
+    for (let i = 0; i < instances; i++) {
+      const child = fork(
+        join(import.meta.dirname, 'program.ts'),
+        [kind, join(base, `${kind}-${i}`), shared, String(i), String(random.below(1e9))],
+        { execArgv: ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=2'] },
+      );
+      const program: Running = { name: `${kind} ${i}`, child, state: 'starting', heard: Date.now() };
+      running.push(program);
+      child.on('message', (m: Message) => {
+        program.heard = Date.now();
+        if (m.kind === 'fault') {
+          report[m.what]++;
+          if (m.text !== '' && report.texts.length < 50) report.texts.push(m.text);
+        } else if (m.kind === 'slow') slow.push(m);
+        else if (m.kind === 'counter') {
+          const sum = counters.get(m.how) ?? { added: 0, found: 0 };
+          counters.set(m.how, { added: sum.added + m.added, found: Math.max(sum.found, m.found) });
+        } else if (m.kind === 'done') {
+          report.calls += m.calls;
+          program.state = 'done';
+        } else if (m.kind === 'ready') program.state = 'running';
+        else if (m.kind === 'stopped') program.state = 'stopped';
+      });
+      child.on('exit', (code, signal) => {
+        if (program.state !== 'done') report.faults.push(`${program.name} ended: ${code ?? signal}`);
+        program.state = 'dead';
+      });
+    }
+  }
+  const wait = async (what: string, ready: (p: Running) => boolean, ms: number): Promise<boolean> => {
+    const end = Date.now() + ms;
+    while (Date.now() < end) {
+      if (running.every(p => ready(p) || p.state === 'dead' || p.state === 'done')) return true;
+      await sleep(20);
+    }
+    const late = running.filter(p => !ready(p) && p.state !== 'dead' && p.state !== 'done').map(p => p.name);
+    report.faults.push(`${what}: no word in ${ms} ms from ${late.join(', ')}`);
+    return false;
+  };
+  const samples: { memory: number; descriptors: number }[] = [];
+  const windows: { kind: string; begin: number; end: number }[] = [];
+  let alive = await wait('start', p => p.state === 'running', 60_000);
+  const began = now();
+  const end = Date.now() + options.seconds * 1000;
+  if (alive && options.events.length === 0) while (Date.now() < end) await sleep(100);
+  for (let i = 0; alive && options.events.length > 0 && i < options.count; i++) {
+    await sleep(150 + random.below(500));
+    const kind = random.pick(options.events);
+    const before = roles(options.dir);
+    const begin = now();
+    report.events[kind] = (report.events[kind] ?? 0) + 1;
+    if (kind === 'upgrade') {
+      const fault = options.upgrade?.();
+      if (fault) report.faults.push(`upgrade ${i}: ${fault}`);
+    } else {
+      const victims =
+        kind === 'service'
+          ? [before.service]
+          : kind === 'keeper'
+            ? [before.keeper]
+            : random.pick([
+                [before.service, before.keeper],
+                [before.keeper, before.service],
+              ]);
+      if (victims.includes(undefined)) {
+        report.faults.push(`event ${i}: no ${kind} to kill: ${JSON.stringify(before)}`);
+        break;
+      }
+      for (const pid of victims) process.kill(pid!, 'SIGKILL');
+    }
+    // Back when there is a new process for each that was killed.
+    const deadline = Date.now() + 15_000;
+    let after = roles(options.dir);
+    const renewed = (): boolean =>
+      (kind === 'keeper' || (after.service !== undefined && after.service !== before.service)) &&
+      (kind === 'service' || kind === 'upgrade' || (after.keeper !== undefined && after.keeper !== before.keeper));
+    while (!renewed() && Date.now() < deadline) {
+      await sleep(10);
+      after = roles(options.dir);
+    }
+    if (!renewed()) {
+      report.faults.push(
+        `event ${i} (${kind}): after 15 s the processes are ${JSON.stringify(after)}, before ${JSON.stringify(before)}`,
+      );
+      alive = kind === 'upgrade';
+    }
+    const back = now();
+    await sleep(120);
+    windows.push({ kind, begin, end: now() });
+    samples.push(usage([after.service, after.keeper]));
+    const silent = running.filter(p => p.state === 'running' && Date.now() - p.heard > 30_000).map(p => p.name);
+    if (silent.length > 0) {
+      report.faults.push(`event ${i} (${kind}): nothing heard for 30 s from ${silent.join(', ')}`);
+      alive = false;
+    }
+    log(
+      `event ${i}: ${kind}, renewed after ${Math.round(back - begin)} ms; ${report.failed} failed, ${report.wrong} wrong`,
+    );
+  }
+  for (const p of running) if (p.state === 'running') p.child.send('stop');
+  await wait('stop', p => p.state === 'stopped', alive ? 60_000 : 5000);
+  try {
+    writeFileSync('/proc/sys/vm/drop_caches', '1');
+  } catch {
+    // only root may
+  }
+  for (const p of running) if (p.state === 'stopped') p.child.send('verify');
+  await wait('verification', p => p.state === 'done', alive ? 120_000 : 5000);
+  for (const p of running) if (p.state !== 'dead') p.child.kill('SIGKILL');
+  for (const [how, { added, found }] of counters)
+    if (added !== found) {
+      report.wrong++;
+      report.texts.push(`${how}: ${added} increments under the lock, and the counter is ${found}`);
+    }
+  for (const kind of new Set(windows.map(w => w.kind)))
+    report.pauses[kind] = spread(
+      windows
+        .filter(w => w.kind === kind)
+        .map(w => Math.max(0, ...slow.filter(s => s.begin < w.end && s.begin + s.length > w.begin).map(s => s.length))),
+    );
+  const calm: number[] = [];
+  for (let second = began; second < now() - 1000; second += 1000)
+    if (!windows.some(w => w.begin < second + 1000 && w.end > second))
+      calm.push(Math.max(0, ...slow.filter(s => s.begin >= second && s.begin < second + 1000).map(s => s.length)));
+  report.pauses.none = spread(calm);
+  const quarter = Math.max(1, Math.floor(samples.length / 4));
+  for (const key of ['memory', 'descriptors'] as const)
+    report[key] = [
+      median(samples.slice(0, quarter).map(s => s[key])),
+      median(samples.slice(-quarter).map(s => s[key])),
+    ].map(Math.round) as [number, number];
+  if (alive) {
+    const left = removeTree(base);
+    if (left) report.faults.push(left);
+  }
+  return report;
+}
+
+export function describe(report: Report): string {
+  const events = Object.entries(report.events).map(([kind, n]) => `${n} ${kind}`);
+  const pauses = Object.entries(report.pauses).map(
+    ([kind, p]) => `  pause ${kind}: p50 ${p.p50}, p99 ${p.p99}, max ${p.max} ms (${p.n})`,
+  );
+  return [
+    `seed ${report.seed}: ${events.join(', ') || 'no events'}; ${report.calls} calls, ${report.failed} failed, ${report.wrong} wrong, ${report.faults.length} faults`,
+    ...pauses,
+    `  resident ${report.memory.join(' → ')} MiB, descriptors ${report.descriptors.join(' → ')}`,
+    ...[...report.faults, ...report.texts].map(t => `  ${t}`),
+  ].join('\n');
+}
+
+/** A storm on a fresh volume, which is unmounted (by force if need be) afterwards. */
+export async function stormOnVolume(
+  options: Omit<StormOptions, 'dir' | 'upgrade'> & { client?: Client; mount?: string[] },
+): Promise<Report> {
+  const volume: Volume = openVolume({ client: options.client ?? 'steadfs', mount: options.mount ?? [] });
+  let fault: string | undefined;
+  let report: Report | undefined;
+  try {
+    report = await storm({
+      ...options,
+      dir: volume.dir,
+      upgrade() {
+        const r = volume.remount();
+        return r.status === 0 ? undefined : `exit ${r.status ?? r.signal}: ${r.stdout}${r.stderr}`.trim();
+      },
+    });
+  } finally {
+    if (!report || report.faults.length > 0) abortMount(volume.dir);
+    fault = volume.close({ keep: report !== undefined && report.faults.length + report.failed + report.wrong > 0 });
+  }
+  if (fault) report.faults.push(fault);
+  return report;
+}
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({
+    options: {
+      dir: { type: 'string' },
+      mount: { type: 'boolean' },
+      client: { type: 'string', default: 'steadfs' },
+      options: { type: 'string', default: '' },
+      events: { type: 'string', default: 'service,keeper,both,upgrade' },
+      count: { type: 'string' },
+      full: { type: 'boolean', default: false },
+      seconds: { type: 'string', default: '10' },
+      seed: { type: 'string' },
+      programs: { type: 'string' },
+      json: { type: 'string' },
+      verbose: { type: 'boolean', default: false },
+    },
+  });
+  if (!values.dir === !values.mount) {
+    console.error(
+      'usage: node storm.ts --dir DIR [--seconds N] | --mount [--client juicefs] [--events A,B] [--count N] [--full] [--seed N] [--programs A,B] [--json FILE]',
+    );
+    return 2;
+  }
+  const client = values.client as Client;
+  const lack = values.mount ? missing(client) : undefined;
+  if (lack) {
+    console.log(`skipped: ${lack}`);
+    return 0;
+  }
+  const words = (text: string): string[] => text.split(/[ ,]/).filter(w => w !== '');
+  const common = {
+    seed: Number(values.seed ?? Math.floor(Math.random() * 1e6)),
+    count: Number(values.count ?? (values.full ? 1000 : 20)),
+    seconds: Number(values.seconds),
+    ...(values.programs ? { programs: words(values.programs) } : {}),
+    ...(values.verbose ? { log: (line: string) => console.log(line) } : {}),
+  };
+  const report = values.dir
+    ? await storm({ ...common, dir: values.dir, events: [] })
+    : await stormOnVolume({
+        ...common,
+        client,
+        mount: words(values.options),
+        events: words(values.events) as EventKind[],
+      });
+  if (values.json) writeFileSync(values.json, `${JSON.stringify(report, undefined, 2)}\n`);
+  console.log(describe(report));
+  return report.failed + report.wrong + report.faults.length > 0 ? 1 : 0;
+}
+
+if (import.meta.main) process.exitCode = await main();

@@ -1,0 +1,48 @@
+// timeout: 200
+/** Short runs of the differential test; `STEADFS_FULL=1` makes them long. Steadfs is compared with the file system of the temporary folder. */
+import assert from 'node:assert/strict';
+import { mkdtempSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { removeTree } from '../support/remove.ts';
+import { abortMount, missing, openVolume } from '../support/volume.ts';
+import { describe, run } from './differential.ts';
+
+const full = process.env.STEADFS_FULL === '1';
+const first = Number(process.env.STEADFS_SEED ?? Math.floor(Math.random() * 1e6));
+
+async function sequences(a: string, b: string, runs: number, operations: number): Promise<void> {
+  for (let seed = first; seed < first + runs; seed++) {
+    const { difference, summary } = await run({ a, b, seed, operations });
+    assert.equal(difference && `seed ${seed}: ${describe(difference)}`, undefined);
+    assert.ok(summary.succeeded > operations / 10, `seed ${seed}: only ${summary.succeeded} operations succeeded`);
+  }
+}
+
+test(`a local file system equals itself, seed ${first}`, async () => {
+  const [a, b] = [mkdtempSync(join(tmpdir(), 'a-')), mkdtempSync(join(tmpdir(), 'b-'))];
+  try {
+    await sequences(a, b, 1, 1000);
+  } finally {
+    removeTree(a);
+    removeTree(b);
+  }
+});
+
+const lack = missing('steadfs');
+test(`Steadfs equals a local file system, seed ${first}`, { skip: lack ?? false }, async () => {
+  const b = mkdtempSync(join(tmpdir(), 'b-'));
+  // Directory times at once: local file systems do not wait 100 ms.
+  const volume = openVolume({ mount: ['--enable-xattr', '--skip-dir-mtime', '0'] });
+  let good = false;
+  try {
+    await sequences(volume.dir, b, full ? 20 : 2, full ? 20_000 : 2500);
+    good = true;
+  } finally {
+    if (!good) abortMount(volume.dir);
+    const fault = volume.close();
+    removeTree(b);
+    if (good) assert.equal(fault, undefined);
+  }
+});
