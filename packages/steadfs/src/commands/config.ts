@@ -8,9 +8,9 @@ import type { MetaEngine } from '../meta/engine.ts';
 import { CLIENT_VERSION } from '../version.ts';
 import type { Command, Flags } from './command.ts';
 import { Failure, messageOf } from './failure.ts';
+import { testStore } from './format.ts';
+import { shortSize } from './units.ts';
 import { goJson, loadVolume, openVolumeStore, shownFormat, withEngine } from './volume.ts';
-
-const GIB = 2 ** 30;
 
 export const command: Command = {
   name: 'config',
@@ -52,7 +52,7 @@ export const command: Command = {
       } catch (error) {
         throw new Failure(`cannot store the settings in ${engine.name}: ${messageOf(error)}`);
       }
-      for (const line of lines) console.log(line);
+      for (const line of lines.sort((a, b) => (a.trim() < b.trim() ? -1 : 1))) console.log(line);
       return undefined;
     });
   },
@@ -85,7 +85,7 @@ async function change(
   ) => {
     const [old, now] = [show(stored[field]), show(value)];
     if (stored[field] === value || old === now) return;
-    lines.push(`${flag}: ${old} -> ${now}`);
+    lines.push(`${flag.padStart(10)}: ${old} -> ${now}`);
     format[field] = value;
   };
   const natural = (flag: string): number => {
@@ -105,11 +105,10 @@ async function change(
   ] as const) {
     if (!flags.given(flag) || flags.string(flag) === stored[field]) continue;
     format[field] = flags.string(flag)!;
-    lines.push(`${flag}: updated`);
+    lines.push(`${flag.padStart(10)}: updated`);
   }
-  if (flags.given('capacity'))
-    set('capacity', 'Capacity', natural('capacity'), v => `${Math.round((v ?? 0) / GIB)} GiB`);
-  if (flags.given('inodes')) set('inodes', 'Inodes', natural('inodes'), v => String(v ?? 0));
+  if (flags.given('capacity')) set('capacity', 'Capacity', natural('capacity'), v => shortSize(v ?? 0));
+  if (flags.given('inodes')) set('inodes', 'Inodes', natural('inodes'), v => (v ?? 0).toLocaleString('en-US'));
   if (flags.given('trash-days')) set('trash-days', 'TrashDays', natural('trash-days'));
   if (flags.given('dir-stats')) set('dir-stats', 'DirStats', flags.bool('dir-stats'), v => String(v ?? false));
   if (flags.given('user-group-quota'))
@@ -146,12 +145,10 @@ async function change(
   }
 
   if (lines.length > 0 && !flags.bool('force')) {
-    if (format.Bucket !== stored.Bucket || lines.some(l => /^(access-key|secret-key|session-token)/.test(l))) {
+    if (format.Bucket !== stored.Bucket || lines.some(l => /^\s*(access-key|secret-key|session-token):/.test(l))) {
       const store = await openVolumeStore(format);
       try {
-        await store.list(`${format.Name}/`, '', 1);
-      } catch (error) {
-        throw new Failure(`storage ${store} cannot be used: ${messageOf(error)}`);
+        await testStore(store, format.Name);
       } finally {
         await store.close();
       }

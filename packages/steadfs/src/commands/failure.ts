@@ -25,7 +25,8 @@ export class Failure extends Error {
 export function messageOf(error: unknown): string {
   const parts: string[] = [];
   for (let e = error; e !== undefined && parts.length < 5; e = e instanceof Error ? e.cause : undefined) {
-    const text = e instanceof Error ? e.message || e.name : String(e);
+    // An Errno with a context begins with its code, which says nothing more to people.
+    const text = e instanceof Error ? (e.message || e.name).replace(/^E[A-Z0-9]+: (?=.)/, '') : String(e);
     if (!parts.some(p => p.includes(text))) parts.push(text);
   }
   return parts.join(': ');

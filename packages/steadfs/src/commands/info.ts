@@ -84,7 +84,7 @@ export function showInfo(path: string, info: InfoResponse, raw: boolean): string
     );
   }
   if (!raw && info.Objects?.length) {
-    lines.push('objects:');
+    lines.push(' objects:');
     let position = 0;
     lines.push(
       table(

@@ -4,7 +4,7 @@ import type { Command } from './command.ts';
 import { Control, control, controlFolder, errnoText, inodeOf, payload } from './control.ts';
 import { Failure } from './failure.ts';
 import { table } from './table.ts';
-import { showSize } from './units.ts';
+import { shortSize } from './units.ts';
 
 /** Answer to command 1007. */
 interface Tree {
@@ -48,7 +48,7 @@ export const command: Command = {
       const shown = tree.Type === DIRECTORY && !name.endsWith('/') ? `${name}/` : name;
       rows.push([
         shown,
-        flags.bool('csv') ? String(tree.Size) : showSize(tree.Size).replace(/ \(.*/, ''),
+        flags.bool('csv') ? String(tree.Size) : shortSize(tree.Size),
         String(tree.Dirs),
         String(tree.Files),
       ]);

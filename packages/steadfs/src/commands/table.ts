@@ -3,7 +3,7 @@ export function table(header: readonly string[], rows: readonly (readonly string
   const widths = header.map((h, i) => Math.max(h.length, ...rows.map(r => (r[i] ?? '').length)));
   const border = `+${widths.map(w => '-'.repeat(w + 2)).join('+')}+`;
   const centre = (text: string, width: number) => {
-    const before = Math.floor((width - text.length) / 2);
+    const before = Math.ceil((width - text.length) / 2);
     return ' '.repeat(before) + text + ' '.repeat(width - text.length - before);
   };
   const line = (cells: string[]) => `|${cells.map(c => ` ${c} `).join('|')}|`;

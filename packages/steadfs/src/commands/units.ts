@@ -52,3 +52,11 @@ export function showSize(bytes: number): string {
   }
   return `${value.toFixed(2)} ${BINARY[power]}iB (${bytes} Bytes)`;
 }
+
+/** "9.0 MiB", "18 MiB", "0 B": the short form of tables and settings. */
+export function shortSize(bytes: number): string {
+  if (bytes < 10) return `${bytes} B`;
+  const power = Math.min(Math.floor(Math.log(bytes) / Math.log(1024) + 1e-12), BINARY.length - 1);
+  const value = Math.floor((bytes / 1024 ** power) * 10 + 0.5) / 10;
+  return `${value < 10 && power > 0 ? value.toFixed(1) : value.toFixed(0)} ${power === 0 ? 'B' : `${BINARY[power]}iB`}`;
+}

@@ -103,8 +103,9 @@ test('databases that hold something else', async () => {
   const db = new DatabaseSync(at('other.db'));
   db.exec('create table people(name text); insert into people values (1)');
   db.close();
-  await refused(['status', url('other.db')], /holds no volume/);
-  await refused(['mount', '-d', url('other.db'), at('mp')], /holds no volume/);
+  await refused(['status', url('other.db')], /holds other data \(table people\)/);
+  await refused(['mount', '-d', url('other.db'), at('mp')], /holds other data/);
+  await refused(['format', url('other.db'), 'myvol', '--bucket', at('o3')], /holds other data/);
   mkdirSync(at('folder.db'));
   await refused(['status', url('folder.db')], /folder\.db/);
 });
