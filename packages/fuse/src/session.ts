@@ -581,8 +581,12 @@ on<ReadOut>(
       ...(r.u32(20) & READ_LOCKOWNER ? { lockOwner: r.big(24) } : undefined),
     });
   },
-  (r, data, view, at) =>
-    data instanceof Uint8Array ? r.server.sendBytes(r, data, view, at) : r.server.sendPieces(r, data),
+  (r, data, view, at) => {
+    const length = data instanceof Uint8Array ? r.server.sendBytes(r, data, view, at) : r.server.sendPieces(r, data);
+    // Written, or copied into the slot: the file system may use the memory again.
+    r.server.readDone(data);
+    return length;
+  },
 );
 on<number>(
   OP.WRITE,
@@ -1361,6 +1365,10 @@ class Server implements Session, Receiver {
     const address = this.#prepare(request, 0, OUT_HEADER + total);
     this.#written(request, this.device.writeData(address, pieces, total), 0);
     return -1;
+  }
+
+  readDone(data: ReadOut): void {
+    this.#fs.readDone?.(data);
   }
 
   /** Sends the READDIR buffer. */

@@ -270,6 +270,8 @@ export interface FileSystem {
   create?(ctx: Context, parent: number, name: Name, mode: number, umask: number, flags: number, killSuidgid: boolean): Reply<CreateOut>;
   tmpfile?(ctx: Context, parent: number, mode: number, umask: number, flags: number): Reply<CreateOut>;
   read?(ctx: Context, nodeid: number, read: ReadIn): Reply<ReadOut>;
+  /** What `read` answered was sent: its memory is no longer looked at. Not called when that failed. */
+  readDone?(out: ReadOut): void;
   /** Answers the number of bytes written. */
   write?(ctx: Context, nodeid: number, write: WriteIn): Reply<number>;
   flush?(ctx: Context, nodeid: number, fh: number, lockOwner: bigint): Reply<void>;

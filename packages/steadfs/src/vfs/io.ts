@@ -1,0 +1,501 @@
+/** Requests about open files and attributes. */
+import type { AttrOut, Context, FileSystem, OpenOut, SetattrIn } from '@steadfs/fuse';
+import { EACCES, EBADF, EFBIG, EINVAL, EISDIR, ENOENT, ENXIO, EOPNOTSUPP, EPERM } from '@steadfs/fuse/errno';
+import { type Attr, FileType } from '../format/attr.ts';
+import { type Ino, TRASH } from '../format/ino.ts';
+import type { AttrSet } from '../meta/engine.ts';
+import {
+  FALLOC_KEEP_SIZE,
+  FALLOC_PUNCH_HOLE,
+  FALLOC_ZERO_RANGE,
+  FOPEN_KEEP_CACHE,
+  O_TRUNC,
+  SEEK_DATA,
+  SEEK_HOLE,
+} from './abi.ts';
+import { compareTime, now, versionOf } from './attrs.ts';
+import { type Core, writes } from './core.ts';
+import { step } from './counters.ts';
+import { credOf } from './cred.ts';
+import { type Handle, HandleKind } from './handles.ts';
+import { learn, type OpenInode } from './inodes.ts';
+import { closeInternal, openInternal, pollInternal, readInternal, writeInternal } from './internal-files.ts';
+import type { MaybePromise } from './maybe.ts';
+
+const MAX_LENGTH = Number.MAX_SAFE_INTEGER;
+const SUID_SGID = 0o6000;
+/** One call copies at most this: 2^32 - 64 MiB, so that the reply fits 32 bits. */
+const COPY_MAX = 2 ** 32 - 64 * 1024 * 1024;
+
+/** Numbers of the further mutations of one request (see step()). */
+const RELEASE_STEP = 9;
+
+type IoMethods = Pick<
+  FileSystem,
+  | 'getattr'
+  | 'statx'
+  | 'setattr'
+  | 'access'
+  | 'open'
+  | 'read'
+  | 'readDone'
+  | 'write'
+  | 'flush'
+  | 'release'
+  | 'fsync'
+  | 'fallocate'
+  | 'lseek'
+  | 'copyFileRange'
+  | 'statfs'
+  | 'syncfs'
+  | 'poll'
+>;
+
+export function ioMethods(core: Core): IoMethods {
+  const { engine, data, inodes, handles } = core;
+
+  function handleOf(fh: number): Handle {
+    const handle = handles.get(fh);
+    if (handle === undefined) throw EBADF;
+    return handle;
+  }
+
+  function fileOf(fh: number): Handle & { inode: OpenInode } {
+    const handle = handles.get(fh);
+    if (handle?.inode === undefined) throw EBADF;
+    return handle as Handle & { inode: OpenInode };
+  }
+
+  /** The inode's last attributes when it is gone but still held, else what the engine said. */
+  function removedAttr(ino: Ino, error: unknown): AttrOut {
+    if (error !== ENOENT) throw error;
+    const attr = inodes.removed(ino);
+    if (attr === undefined) throw error;
+    return core.attrOut(ino, attr);
+  }
+
+  function getattr(_ctx: Context, nodeid: number): MaybePromise<AttrOut> {
+    const ino = core.ino(nodeid);
+    const own = core.internals.attr(ino);
+    if (own !== undefined) return { ...core.attrOut(ino, own), attrValid: 3600 };
+    const inode = inodes.get(ino);
+    const before = inode?.changes ?? 0;
+    let got: MaybePromise<Attr>;
+    try {
+      got = engine.getattr(ino);
+    } catch (error) {
+      return removedAttr(ino, error);
+    }
+    if (!(got instanceof Promise)) {
+      if (inode !== undefined && got.type === FileType.file) core.freshInode(inode, got, before);
+      return core.attrOut(ino, got);
+    }
+    return got.then(
+      attr => {
+        const out = core.attrOut(ino, attr);
+        if (inode === undefined || attr.type !== FileType.file) return out;
+        core.freshInode(inode, attr, before);
+        if (inode.changes !== before) {
+          // Written meanwhile: the engine's answer may be from before. The kernel must not keep it.
+          out.attrValid = 0;
+          out.attr.size = Math.max(out.attr.size, inode.attr?.length ?? 0);
+        }
+        return out;
+      },
+      error => removedAttr(ino, error),
+    );
+  }
+
+  /** Everything that changes a file's data or length from outside the writer. Nothing of the range is pending while `work` runs. */
+  async function frozen<T>(ino: Ino, offset: number, length: number, work: () => Promise<T>): Promise<T> {
+    const freeze = await data.freeze(ino, offset, length);
+    try {
+      return await work();
+    } finally {
+      freeze.done();
+    }
+  }
+
+  /** The kernel's pages and ours are right after a change of the range that went through this mount. */
+  function resized(ino: Ino, attr: Attr, offset: number, length: number): void {
+    data.invalidateRange(ino, offset, length);
+    core.touched();
+    const inode = inodes.get(ino);
+    if (inode === undefined) {
+      inodes.forgetSeen(ino);
+      return;
+    }
+    inode.changes++;
+    const pending = data.pending(ino);
+    inode.attr = pending === undefined || pending.length <= attr.length ? attr : { ...attr, length: pending.length };
+    if (inode.seen !== undefined) inode.seen = versionOf(attr);
+  }
+
+  async function setattr(ctx: Context, nodeid: number, set: SetattrIn): Promise<AttrOut> {
+    const ino = core.ino(nodeid);
+    const own = core.internals.attr(ino);
+    if (own !== undefined) {
+      // As the Go client: no effect and no error (programs open `.control` with O_TRUNC).
+      if (ino === TRASH) throw EPERM;
+      return core.attrOut(ino, own);
+    }
+    core.mayWrite();
+    const wanted: AttrSet = {};
+    if (set.mode !== undefined) wanted.mode = set.mode & 0o7777;
+    if (set.uid !== undefined) wanted.uid = set.uid;
+    if (set.gid !== undefined) wanted.gid = set.gid;
+    if (set.atime !== undefined) wanted.atime = set.atime;
+    if (set.mtime !== undefined) wanted.mtime = set.mtime;
+    if (set.killSuidgid) wanted.killSuidgid = true;
+    if (set.fh !== undefined) wanted.byHandle = true;
+    const cred = core.cred(ctx);
+    if (set.size !== undefined) {
+      if (set.size < 0) throw EINVAL;
+      if (set.size > MAX_LENGTH) throw EFBIG;
+      const size = set.size;
+      wanted.size = size;
+      const attr = await frozen(ino, Math.min(size, inodes.get(ino)?.attr?.length ?? 0), MAX_LENGTH, () =>
+        engine.setattr(ctx.op, cred, ino, wanted),
+      );
+      resized(ino, attr, size, MAX_LENGTH);
+      return core.attrOut(ino, attr);
+    }
+    const pending = set.mtime === undefined ? undefined : data.pending(ino);
+    if (pending !== undefined)
+      data.setPendingMtime(ino, set.mtime === 'now' ? now() : (set.mtime as { sec: number; nsec: number }));
+    let attr: Attr;
+    try {
+      attr = await engine.setattr(ctx.op, cred, ino, wanted);
+    } catch (error) {
+      if (pending !== undefined) data.setPendingMtime(ino, pending.mtime);
+      throw error;
+    }
+    core.changed(ino, attr);
+    if (set.mtime !== undefined) {
+      data.setPendingMtime(ino, { sec: attr.mtime, nsec: attr.mtimensec });
+      const inode = inodes.get(ino);
+      if (inode !== undefined && inode.ownMtimensec >= 0) {
+        inode.ownMtime = attr.mtime;
+        inode.ownMtimensec = attr.mtimensec;
+      }
+    }
+    return core.attrOut(ino, attr);
+  }
+
+  // ── open and close ────────────────────────────────────────────────────────────────────────────────────────────────
+  function opened(ctx: Context, inode: OpenInode, attr: Attr, flags: number, before: number): OpenOut {
+    if (attr.type === FileType.directory) throw EISDIR;
+    const pending = data.pending(inode.ino);
+    const foreign = learn(inode, attr, pending, before) === 'foreign';
+    if (foreign) data.invalidate(inode.ino);
+    const keep = !foreign && inode.seen !== undefined;
+    // Without KEEP_CACHE the kernel drops its pages now, and what it reads from now on is of this version.
+    if (!keep) inode.seen = versionOf(attr);
+    const handle = core.openHandle(ctx, inode, flags);
+    return { fh: handle.fh, flags: keep ? FOPEN_KEEP_CACHE : 0 };
+  }
+
+  async function truncatingOpen(ctx: Context, inode: OpenInode, flags: number, kill: boolean): Promise<OpenOut> {
+    const { ino } = inode;
+    const cred = core.cred(ctx);
+    let attr = await frozen(ino, 0, MAX_LENGTH, async () => await engine.open(ctx.op, cred, ino, flags));
+    if (kill && (attr.mode & SUID_SGID) !== 0)
+      attr = await engine.setattr(step(ctx.op, 1), cred, ino, { killSuidgid: true, byHandle: true });
+    resized(ino, attr, 0, MAX_LENGTH);
+    inode.attr = attr;
+    inode.removed ??= attr.nlink === 0;
+    inode.seen = versionOf(attr);
+    return { fh: core.openHandle(ctx, inode, flags).fh, flags: 0 };
+  }
+
+  function open(ctx: Context, nodeid: number, flags: number, kill: boolean): MaybePromise<OpenOut> {
+    const ino = core.ino(nodeid);
+    if (core.isInternal(ino)) return openInternal(core, ctx, ino, flags);
+    if (writes(flags) || (flags & O_TRUNC) !== 0) core.mayWrite();
+    if (ctx.replay) {
+      const before = handles.madeBy(ctx.op);
+      if (before !== undefined) return { fh: before.fh, flags: 0 };
+    }
+    const inode = inodes.hold(ino);
+    const fail = (error: unknown): never => {
+      inodes.drop(inode);
+      throw error;
+    };
+    try {
+      if ((flags & O_TRUNC) !== 0) return truncatingOpen(ctx, inode, flags, kill).catch(fail);
+      const fresh = core.options.openCache;
+      if (
+        fresh > 0 &&
+        inode.attr !== undefined &&
+        inode.seen !== undefined &&
+        performance.now() - inode.checked < fresh * 1000
+      ) {
+        return { fh: core.openHandle(ctx, inode, flags).fh, flags: FOPEN_KEEP_CACHE };
+      }
+      const before = inode.changes;
+      const attr = engine.open(ctx.op, core.cred(ctx), ino, flags);
+      if (attr instanceof Promise) return attr.then(a => opened(ctx, inode, a, flags, before)).catch(fail);
+      return opened(ctx, inode, attr, flags, before);
+    } catch (error) {
+      return fail(error);
+    }
+  }
+
+  /** Everything that was written to the file is in the store and committed, or the reason why it is not. */
+  async function flushData(ctx: Context, inode: OpenInode): Promise<void> {
+    const { changes } = inode;
+    await data.flush(inode.ino, ctx);
+    if (inode.changes === changes) inode.dirty = false;
+  }
+
+  function flush(ctx: Context, _nodeid: number, fh: number, lockOwner: bigint): MaybePromise<void> {
+    const handle = handleOf(fh);
+    const { inode } = handle;
+    if (inode === undefined) return;
+    const unlock = () => core.locks.flush(ctx.op, inode.ino, lockOwner);
+    const nothing = !inode.dirty && data.pending(inode.ino) === undefined;
+    if (!writes(handle.flags) || nothing || inode.removed === 'sustained') return unlock();
+    // Locks go whatever becomes of the data, but not before it: who gets the lock next must see it.
+    return flushData(ctx, inode).finally(unlock);
+  }
+
+  async function closeFile(ctx: Context, handle: Handle, inode: OpenInode): Promise<void> {
+    await core.locks.release(ctx.op, inode.ino, handle.fh);
+    data.close(inode.ino, handle.fh);
+    const writer = writes(handle.flags);
+    if (inode.refs === 1) {
+      if (inode.removed === 'sustained') data.drop(inode.ino);
+      else if (writer && data.pending(inode.ino) !== undefined) {
+        // Pages of a mapping that came after the last close(2).
+        data
+          .flush(inode.ino)
+          .catch(e => core.log.warn({ err: e as Error }, `data of inode ${inode.ino} is not stored yet`));
+      }
+      if (inode.removed === undefined) await knowRemoved(inode);
+      if (inode.removed !== false) {
+        const length = await engine.release(step(ctx.op, RELEASE_STEP), inode.ino);
+        core.touched();
+        if (length !== undefined) core.deleted(inode.ino, length);
+        if (inode.removed === 'sustained' && inode.attr !== undefined) inodes.keepRemoved(inode.ino, inode.attr);
+      }
+    }
+    if (writer) inode.writers--;
+    handles.close(handle);
+    inodes.drop(inode);
+  }
+
+  /** After a restart: whether the engine must be told of the last close. */
+  async function knowRemoved(inode: OpenInode): Promise<void> {
+    try {
+      inode.removed = (await engine.getattr(inode.ino)).nlink === 0;
+    } catch (error) {
+      if (error !== ENOENT) throw error;
+      inode.removed = false;
+    }
+  }
+
+  function release(ctx: Context, _nodeid: number, fh: number): MaybePromise<void> {
+    const handle = handles.get(fh);
+    // Repeated after it was done.
+    if (handle === undefined) return;
+    const { inode } = handle;
+    if (inode === undefined) {
+      closeInternal(core, handle);
+      return;
+    }
+    return closeFile(ctx, handle, inode);
+  }
+
+  // ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+  function readFile(ctx: Context, handle: Handle, inode: OpenInode, attr: Attr, offset: number, size: number) {
+    if (core.options.atimeMode !== 'noatime' && !core.options.readOnly) void engine.touchAtime(inode.ino);
+    return data.read(inode.ino, handle.fh, offset, size, attr.length, ctx);
+  }
+
+  return {
+    getattr,
+    statx: (ctx, nodeid) => getattr(ctx, nodeid),
+    setattr,
+    open,
+    flush,
+    release,
+
+    access(ctx, nodeid, mask) {
+      const ino = core.ino(nodeid);
+      const own = core.internals.attr(ino);
+      if (own === undefined) return engine.access(credOf(core.options, ctx.uid, ctx.gid, ctx.pid, true), ino, mask);
+      const bits = ctx.uid === own.uid ? own.mode >> 6 : ctx.gid === own.gid ? own.mode >> 3 : own.mode;
+      if (ctx.uid !== 0 && (bits & mask & 7) !== (mask & 7)) throw EACCES;
+    },
+
+    read(ctx, _nodeid, r) {
+      const handle = handles.get(r.fh);
+      if (handle === undefined) throw EBADF;
+      const { inode } = handle;
+      if (inode === undefined) {
+        if (handle.kind === HandleKind.directory) throw EISDIR;
+        return readInternal(core, ctx, handle, r.offset, r.size);
+      }
+      const { attr } = inode;
+      if (attr !== undefined) {
+        const stale =
+          r.offset + r.size > attr.length && performance.now() - inode.checked > core.options.attrCache * 1000;
+        if (!stale) return readFile(ctx, handle, inode, attr, r.offset, r.size);
+        // At what we take for the end another client may have written.
+        const before = inode.changes;
+        const got = engine.getattr(inode.ino);
+        if (!(got instanceof Promise)) core.freshInode(inode, got, before);
+        else {
+          return got.then(a => {
+            core.freshInode(inode, a, before);
+            return readFile(ctx, handle, inode, inode.attr ?? a, r.offset, r.size);
+          });
+        }
+        return readFile(ctx, handle, inode, inode.attr ?? attr, r.offset, r.size);
+      }
+      const got = core.attrOf(inode);
+      if (got instanceof Promise) return got.then(a => readFile(ctx, handle, inode, a, r.offset, r.size));
+      return readFile(ctx, handle, inode, got, r.offset, r.size);
+    },
+
+    write(ctx, nodeid, w) {
+      const handle = handles.get(w.fh);
+      if (handle === undefined) throw EBADF;
+      const { inode } = handle;
+      if (inode === undefined) return writeInternal(core, ctx, handle, w);
+      const length = w.data.bytes.length;
+      if (w.offset < 0) throw EINVAL;
+      if (w.offset + length > MAX_LENGTH) throw EFBIG;
+      core.mayWrite();
+      if (inode.ino !== core.ino(nodeid)) throw EBADF;
+
+      const put = (attr: Attr): MaybePromise<number> => {
+        const wrote = data.write(inode.ino, w.offset, w.data, attr, w.killSuidgid, ctx);
+        if (!(wrote instanceof Promise)) return written(inode, attr, w.offset + length, length);
+        return wrote.then(() => written(inode, inode.attr ?? attr, w.offset + length, length));
+      };
+      const kill = async (attr: Attr): Promise<number> => {
+        // The bits must be gone for whoever looks next, not only when the data is committed.
+        const changed = await engine.setattr(ctx.op, core.cred(ctx), inode.ino, { killSuidgid: true, byHandle: true });
+        core.changed(inode.ino, changed);
+        return put(inode.attr ?? attr);
+      };
+      const go = (attr: Attr) => (w.killSuidgid && (attr.mode & SUID_SGID) !== 0 ? kill(attr) : put(attr));
+      const { attr } = inode;
+      if (attr !== undefined) return go(attr);
+      const got = core.attrOf(inode);
+      return got instanceof Promise ? got.then(go) : go(got);
+    },
+
+    readDone: out => data.releaseRead(out),
+
+    async fsync(ctx, _nodeid, fh) {
+      const handle = handleOf(fh);
+      if (handle.inode !== undefined) {
+        const { inode } = handle;
+        const { changes } = inode;
+        await data.sync(inode.ino, ctx);
+        if (inode.changes === changes) inode.dirty = false;
+      }
+      await engine.sync();
+    },
+
+    async syncfs() {
+      await data.flushAll();
+      await engine.sync();
+    },
+
+    async fallocate(ctx, _nodeid, fh, offset, length, mode) {
+      const { inode } = fileOf(fh);
+      const known = FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE;
+      if (
+        (mode & ~known) !== 0 ||
+        (mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE)) === (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE) ||
+        ((mode & FALLOC_PUNCH_HOLE) !== 0 && (mode & FALLOC_KEEP_SIZE) === 0)
+      )
+        throw EOPNOTSUPP;
+      if (offset < 0 || length <= 0) throw EINVAL;
+      if (offset + length > MAX_LENGTH) throw EFBIG;
+      core.mayWrite();
+      const { ino } = inode;
+      const attr = await frozen(ino, offset, length, () =>
+        engine.fallocate(ctx.op, core.cred(ctx), ino, offset, length, mode),
+      );
+      resized(ino, attr, offset, length);
+    },
+
+    async lseek(_ctx, _nodeid, fh, offset, whence) {
+      if (whence !== SEEK_DATA && whence !== SEEK_HOLE) throw EINVAL;
+      const { inode } = fileOf(fh);
+      const attr = await core.attrOf(inode);
+      if (offset < 0 || offset >= attr.length) throw ENXIO;
+      return await data.seek(inode.ino, offset, whence, attr.length);
+    },
+
+    async copyFileRange(ctx, _nodeid, fh, offset, _outNodeid, outFh, outOffset, length, flags) {
+      if (flags !== 0) throw EINVAL;
+      const source = handles.get(fh);
+      const target = handles.get(outFh);
+      if (source === undefined || target === undefined) throw EBADF;
+      if (source.inode === undefined || target.inode === undefined) throw EOPNOTSUPP;
+      const [from, to] = [source.inode, target.inode];
+      if (offset < 0 || outOffset < 0) throw EINVAL;
+      core.mayWrite();
+      const attr = await core.attrOf(from);
+      const wanted = Math.min(length, COPY_MAX, attr.length - offset);
+      if (wanted <= 0) return 0;
+      if (outOffset + wanted > MAX_LENGTH) throw EFBIG;
+      if (from === to && offset < outOffset + wanted && outOffset < offset + wanted) throw EINVAL;
+      const copy = () => engine.copyFileRange(ctx.op, core.cred(ctx), from.ino, offset, to.ino, outOffset, wanted);
+      // Always the smaller inode first: two copies in opposite directions must not wait for each other.
+      const outer = () => frozen(to.ino, outOffset, wanted, copy);
+      const low = Math.min(offset, outOffset);
+      const r =
+        from === to
+          ? await frozen(to.ino, low, Math.max(offset, outOffset) + wanted - low, copy)
+          : from.ino < to.ino
+            ? await frozen(from.ino, offset, wanted, outer)
+            : await frozen(to.ino, outOffset, wanted, () => frozen(from.ino, offset, wanted, copy));
+      resized(to.ino, r.attr, outOffset, r.copied);
+      return r.copied;
+    },
+
+    async statfs() {
+      const s = await engine.statfs(core.root);
+      const unit = 4096;
+      const total = Math.max(1, Math.floor(s.totalSpace / unit));
+      const free = Math.floor(s.availSpace / unit);
+      return {
+        blocks: total,
+        bfree: free,
+        bavail: free,
+        files: s.usedInodes + s.availInodes,
+        ffree: s.availInodes,
+        bsize: unit,
+        namelen: 255,
+        frsize: unit,
+      };
+    },
+
+    poll(_ctx, _nodeid, fh, events) {
+      return pollInternal(core, handleOf(fh), events);
+    },
+  };
+
+  /** After a write: what we know of the file grows with it. */
+  function written(inode: OpenInode, attr: Attr, end: number, length: number): number {
+    inode.changes++;
+    inode.dirty = true;
+    const { mtime } = data.pending(inode.ino) ?? { mtime: undefined };
+    if (mtime !== undefined && compareTime(mtime.sec, mtime.nsec, inode.ownMtime, inode.ownMtimensec) !== 0) {
+      inode.ownMtime = mtime.sec;
+      inode.ownMtimensec = mtime.nsec;
+    }
+    const known = inode.attr ?? attr;
+    if (end > known.length) {
+      known.length = end;
+      inode.attr = known;
+    }
+    return length;
+  }
+}

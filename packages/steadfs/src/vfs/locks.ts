@@ -1,0 +1,244 @@
+/**
+ * flock, fcntl and open-file-description locks. The database decides; here is who waits, who must be released when a descriptor is closed, and
+ * the search for deadlocks.
+ *
+ * Section `vfs.lockowners` version 1, 32 bytes a record: state u32 @0 (1 fcntl or OFD, 2 flock; stored last), fh f64 @8, owner u64 @16. A record says that
+ * the owner may hold locks on the file of that handle; it is there before the lock is granted.
+ *
+ * Owners (spec/volume.md §8): fcntl locks have the kernel's lock owner, flock locks that number XOR fh. The kernel does not tell fcntl owners from
+ * OFD owners: a FLUSH drops what its owner (a process) holds, and what is left at the RELEASE of the handle was an open file description's.
+ */
+import { readFile } from 'node:fs/promises';
+import type { Capsule, Context, LockIn, LockOut, Records } from '@steadfs/fuse';
+import { EAGAIN, EDEADLK, EINTR, ENOLCK } from '@steadfs/fuse/errno';
+import type { Ino } from '../format/ino.ts';
+import { LOCK_EOF, LockType } from '../format/locks.ts';
+import type { MetaEngine, Op, PosixLock } from '../meta/engine.ts';
+import { step } from './counters.ts';
+
+const POSIX = 1;
+const FLOCK = 2;
+const SIZE = 32;
+
+interface Owner {
+  readonly record: number;
+  readonly kind: number;
+  readonly fh: number;
+  readonly owner: bigint;
+}
+
+/** Somebody who waits for a lock of an inode. */
+interface Waiter {
+  readonly ino: Ino;
+  readonly owner: bigint;
+  readonly lock: PosixLock;
+  readonly flock: boolean;
+  readonly pid: number;
+}
+
+const WHOLE: PosixLock = { type: LockType.unlock, start: 0n, end: LOCK_EOF, pid: 0 };
+/** How long to wait before looking again when a lock may be held by another client, ms: first and at most. */
+const POLL_FIRST = 5;
+const POLL_MOST = 200;
+
+export class Locks {
+  readonly #engine: MetaEngine;
+  readonly #records: Records;
+  readonly #owners = new Map<Ino, Owner[]>();
+  readonly #waiting = new Set<Waiter>();
+
+  constructor(engine: MetaEngine, capsule: Capsule, inoOf: (fh: number) => Ino | undefined) {
+    this.#engine = engine;
+    const r = capsule.records({ name: 'vfs.lockowners', version: 1, recordSize: SIZE, capacity: 1 << 18 });
+    this.#records = r;
+    for (const record of [...r.live()]) {
+      const at = r.offsetOf(record);
+      const fh = r.view.getFloat64(at + 8, true);
+      const ino = inoOf(fh);
+      if (ino === undefined) r.free(record);
+      else this.#add(ino, { record, kind: r.state(record), fh, owner: r.view.getBigUint64(at + 16, true) });
+    }
+  }
+
+  get waiting(): number {
+    return this.#waiting.size;
+  }
+
+  #add(ino: Ino, owner: Owner): void {
+    const list = this.#owners.get(ino);
+    if (list === undefined) this.#owners.set(ino, [owner]);
+    else list.push(owner);
+  }
+
+  /** Notes that the owner may hold locks. Throws ENOLCK when there is no room. */
+  #note(ino: Ino, kind: number, fh: number, owner: bigint): void {
+    for (const o of this.#owners.get(ino) ?? []) if (o.kind === kind && o.fh === fh && o.owner === owner) return;
+    const r = this.#records;
+    const record = r.alloc();
+    if (record === undefined) throw ENOLCK;
+    const at = r.offsetOf(record);
+    r.view.setFloat64(at + 8, fh, true);
+    r.view.setBigUint64(at + 16, owner, true);
+    r.setState(record, kind);
+    this.#add(ino, { record, kind, fh, owner });
+  }
+
+  #remove(ino: Ino, gone: (o: Owner) => boolean): void {
+    const list = this.#owners.get(ino);
+    if (list === undefined) return;
+    const left = list.filter(o => {
+      if (!gone(o)) return true;
+      this.#records.free(o.record);
+      return false;
+    });
+    if (left.length > 0) this.#owners.set(ino, left);
+    else this.#owners.delete(ino);
+  }
+
+  async getlk(ino: Ino, lock: LockIn): Promise<LockOut> {
+    return await this.#engine.getlk(ino, lock.owner, lockOf(lock));
+  }
+
+  /** SETLK, SETLKW, flock(2), and their unlocks. */
+  async setlk(ctx: Context, ino: Ino, lock: LockIn, wait: boolean): Promise<void> {
+    const owner = lock.flock ? flockOwner(lock.owner, lock.fh) : lock.owner;
+    const held = lock.flock && this.#holds(ino, FLOCK, owner);
+    if (lock.type !== LockType.unlock) this.#note(ino, lock.flock ? FLOCK : POSIX, lock.fh, owner);
+    if (await this.#try(ctx.op, ino, owner, lock)) return;
+    // As Linux does: a flock lock that is to become another one is given up first.
+    if (held) await this.#engine.flock(step(ctx.op, 1), ino, owner, 'U');
+    if (!wait) throw EAGAIN;
+    const waiter: Waiter = { ino, owner, lock: lockOf(lock), flock: lock.flock, pid: ctx.pid };
+    this.#waiting.add(waiter);
+    try {
+      for (let pause = POLL_FIRST; ; pause = Math.min(pause * 2, POLL_MOST)) {
+        // Asked for before the look, so that an unlock in between is not missed.
+        const changed = this.#engine.waitForUnlock(ino, pause);
+        if (lock.flock || !(await this.#taken(waiter))) {
+          if (await this.#try(await ctx.unpark(), ino, owner, lock)) return;
+        }
+        if (!lock.flock && (await this.#deadlock(waiter))) throw EDEADLK;
+        if (ctx.interrupt.fired) throw EINTR;
+        ctx.park();
+        await Promise.race([changed, ctx.interrupt.promise]);
+        if (ctx.interrupt.fired) throw EINTR;
+      }
+    } finally {
+      this.#waiting.delete(waiter);
+    }
+  }
+
+  #holds(ino: Ino, kind: number, owner: bigint): boolean {
+    return this.#owners.get(ino)?.some(o => o.kind === kind && o.owner === owner) ?? false;
+  }
+
+  /** False when somebody else holds it. */
+  async #try(op: Op, ino: Ino, owner: bigint, lock: LockIn): Promise<boolean> {
+    try {
+      if (lock.flock) await this.#engine.flock(op, ino, owner, flockType(lock.type));
+      else await this.#engine.setlk(op, ino, owner, lockOf(lock));
+      return true;
+    } catch (e) {
+      if (e !== EAGAIN) throw e;
+      return false;
+    }
+  }
+
+  /** A look without a mutation. */
+  async #taken(w: Waiter): Promise<boolean> {
+    return (await this.#engine.getlk(w.ino, w.owner, w.lock)).type !== LockType.unlock;
+  }
+
+  /**
+   * True when granting must wait for `w` itself: a cycle of fcntl waiters of this mount (Linux looks no further than its own host either).
+   * OFD locks take no part; only the caller's system call tells them apart, which is asked when a cycle was found.
+   */
+  async #deadlock(w: Waiter): Promise<boolean> {
+    const cycle = await findCycle(w, this.#waiting, at => this.#engine.lockHolders(at.ino, at.owner, at.lock));
+    if (cycle === undefined) return false;
+    for (const member of cycle) if (await waitsWithOfd(member.pid)) return false;
+    return true;
+  }
+
+  /** close(2) of a descriptor: the process loses its fcntl locks on the file. Answers at once when it has none. */
+  flush(op: Op, ino: Ino, owner: bigint): Promise<void> | undefined {
+    const list = this.#owners.get(ino);
+    if (list === undefined || !list.some(o => o.kind === POSIX && o.owner === owner)) return undefined;
+    return this.#engine.setlk(op, ino, owner, WHOLE).then(() => {
+      this.#remove(ino, o => o.kind === POSIX && o.owner === owner);
+    });
+  }
+
+  /** The last descriptor of the handle is closed: its flock and OFD locks go. */
+  release(op: Op, ino: Ino, fh: number): Promise<void> | undefined {
+    const list = this.#owners.get(ino)?.filter(o => o.fh === fh);
+    if (list === undefined || list.length === 0) return undefined;
+    return this.#release(op, ino, fh, list);
+  }
+
+  async #release(op: Op, ino: Ino, fh: number, list: Owner[]): Promise<void> {
+    for (const [i, o] of list.entries()) {
+      const own = step(op, i + 1);
+      if (o.kind === FLOCK) await this.#engine.flock(own, ino, o.owner, 'U');
+      else await this.#engine.setlk(own, ino, o.owner, WHOLE);
+    }
+    this.#remove(ino, o => o.fh === fh);
+  }
+}
+
+/** The members of a cycle that `start` closes; undefined when there is none. */
+export async function findCycle(
+  start: Pick<Waiter, 'ino' | 'owner' | 'lock' | 'pid'>,
+  waiting: Iterable<Waiter>,
+  holders: (w: Pick<Waiter, 'ino' | 'owner' | 'lock'>) => PromiseLike<{ owner: bigint }[]> | { owner: bigint }[],
+): Promise<{ pid: number }[] | undefined> {
+  const byOwner = new Map<bigint, Waiter[]>();
+  for (const w of waiting) {
+    if (w.flock) continue;
+    const list = byOwner.get(w.owner);
+    if (list === undefined) byOwner.set(w.owner, [w]);
+    else list.push(w);
+  }
+  const visited = new Set<bigint>();
+  const visit = async (w: Pick<Waiter, 'ino' | 'owner' | 'lock' | 'pid'>): Promise<{ pid: number }[] | undefined> => {
+    for (const { owner } of await holders(w)) {
+      if (owner === start.owner && w.owner !== start.owner) return [w];
+      if (visited.has(owner)) continue;
+      visited.add(owner);
+      for (const next of byOwner.get(owner) ?? []) {
+        if (next.owner === start.owner) continue;
+        const rest = await visit(next);
+        if (rest !== undefined) return [w, ...rest];
+      }
+    }
+    return undefined;
+  };
+  return visit(start);
+}
+
+const F_OFD_SETLKW = 0x26;
+
+/** Whether the thread is in fcntl(F_OFD_SETLKW), by /proc/TID/syscall ("number arg0 arg1 …", hexadecimal). False when it cannot be told. */
+async function waitsWithOfd(tid: number): Promise<boolean> {
+  if (tid <= 0) return false;
+  let text: string;
+  try {
+    text = await readFile(`/proc/${tid}/syscall`, 'latin1');
+  } catch {
+    // Gone, or not ours to look at: counts as an fcntl lock.
+    return false;
+  }
+  return Number(text.split(' ')[2]) === F_OFD_SETLKW;
+}
+
+export function flockOwner(owner: bigint, fh: number): bigint {
+  return owner ^ BigInt(fh);
+}
+
+function flockType(type: number): 'R' | 'W' | 'U' {
+  return type === LockType.read ? 'R' : type === LockType.write ? 'W' : 'U';
+}
+
+function lockOf(lock: LockIn): PosixLock {
+  return { type: lock.type, start: lock.start, end: lock.end, pid: lock.pid };
+}

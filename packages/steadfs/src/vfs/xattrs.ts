@@ -1,0 +1,171 @@
+/** Extended attributes, POSIX ACLs (which are xattrs to the kernel) and inode flags by ioctl. */
+import type { FileSystem, Name } from '@steadfs/fuse';
+import { E2BIG, EINVAL, ENODATA, ENOTTY, EOPNOTSUPP, EPERM, ERANGE } from '@steadfs/fuse/errno';
+import { aclFromXattr, aclToXattr } from '../format/acl.ts';
+import { Flag } from '../format/attr.ts';
+import type { Ino } from '../format/ino.ts';
+import { FS_APPEND_FL, FS_IMMUTABLE_FL, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_SECRM_FL } from './abi.ts';
+import type { Core } from './core.ts';
+import { step } from './counters.ts';
+
+const NAME_MAX = 255;
+const VALUE_MAX = 65_536;
+const ACCESS = 'system.posix_acl_access';
+const DEFAULT = 'system.posix_acl_default';
+const S_ISGID = 0o2000;
+
+type XattrMethods = Pick<FileSystem, 'getxattr' | 'setxattr' | 'listxattr' | 'removexattr' | 'ioctl'>;
+
+export function xattrMethods(core: Core): XattrMethods {
+  const { engine } = core;
+
+  /** Which ACL a name stands for; undefined for other names. */
+  function aclKind(name: string): 'access' | 'default' | undefined {
+    return name === ACCESS ? 'access' : name === DEFAULT ? 'default' : undefined;
+  }
+
+  function enabled(): boolean {
+    return core.options.enableXattr || core.format.EnableACL;
+  }
+
+  /** Names of the security namespace that the mount does not offer. */
+  function hidden(name: string): boolean {
+    if (name === 'security.capability') return !core.options.enableCap;
+    if (name === 'security.selinux') return !core.options.enableSelinux;
+    return false;
+  }
+
+  function text(name: Name): string {
+    if (name.length === 0) throw EINVAL;
+    if (name.length > NAME_MAX) throw ERANGE;
+    return Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('latin1');
+  }
+
+  async function setAcl(
+    ctx: Parameters<NonNullable<FileSystem['setxattr']>>[0],
+    ino: Ino,
+    kind: 'access' | 'default',
+    value: Uint8Array | undefined,
+    killSgid: boolean,
+  ): Promise<void> {
+    let rule: ReturnType<typeof aclFromXattr>;
+    try {
+      rule = value === undefined ? undefined : aclFromXattr(value);
+    } catch (error) {
+      throw EINVAL.because('POSIX ACL', error);
+    }
+    const cred = core.cred(ctx);
+    let attr = await engine.setAcl(ctx.op, cred, ino, kind, rule);
+    if (killSgid && (attr.mode & S_ISGID) !== 0) {
+      attr = await engine.setattr(step(ctx.op, 1), cred, ino, { mode: attr.mode & ~S_ISGID });
+    }
+    core.changed(ino, attr);
+  }
+
+  return {
+    getxattr(_ctx, nodeid, rawName) {
+      const name = text(rawName);
+      if (!enabled()) throw EOPNOTSUPP;
+      const ino = core.ino(nodeid);
+      if (core.internals.attr(ino) !== undefined || hidden(name)) throw ENODATA;
+      const acl = aclKind(name);
+      if (acl !== undefined) {
+        if (!core.format.EnableACL) throw EOPNOTSUPP;
+        const rule = engine.getAcl(ino, acl);
+        const value = (r: Awaited<typeof rule>) => {
+          if (r === undefined) throw ENODATA;
+          return aclToXattr(r);
+        };
+        return rule instanceof Promise ? rule.then(value) : value(rule);
+      }
+      if (name.startsWith('system.')) throw EOPNOTSUPP;
+      if (!core.options.enableXattr && !name.startsWith('security.')) throw EOPNOTSUPP;
+      return engine.getxattr(ino, rawName);
+    },
+
+    async setxattr(ctx, nodeid, rawName, value, flags, killSgid) {
+      const name = text(rawName);
+      if (!enabled()) throw EOPNOTSUPP;
+      const ino = core.ino(nodeid);
+      if (core.internals.attr(ino) !== undefined) throw EPERM;
+      if (value.length > VALUE_MAX) throw E2BIG;
+      core.mayWrite();
+      const acl = aclKind(name);
+      if (acl !== undefined) {
+        if (!core.format.EnableACL) throw EOPNOTSUPP;
+        return await setAcl(ctx, ino, acl, value, killSgid);
+      }
+      if (name.startsWith('system.') || hidden(name) || !core.options.enableXattr) throw EOPNOTSUPP;
+      core.changed(ino, await engine.setxattr(ctx.op, core.cred(ctx), ino, rawName, value, flags));
+    },
+
+    async listxattr(_ctx, nodeid) {
+      if (!enabled()) throw EOPNOTSUPP;
+      const ino = core.ino(nodeid);
+      if (core.internals.attr(ino) !== undefined) return [];
+      const names = core.options.enableXattr ? [...(await engine.listxattr(ino))] : [];
+      if (!core.format.EnableACL) return names;
+      const attr = await engine.getattr(ino);
+      if (attr.accessAcl !== 0) names.push(Buffer.from(ACCESS));
+      if (attr.defaultAcl !== 0) names.push(Buffer.from(DEFAULT));
+      return names;
+    },
+
+    async removexattr(ctx, nodeid, rawName) {
+      const name = text(rawName);
+      if (!enabled()) throw EOPNOTSUPP;
+      const ino = core.ino(nodeid);
+      if (core.internals.attr(ino) !== undefined) throw EPERM;
+      core.mayWrite();
+      const acl = aclKind(name);
+      if (acl !== undefined) {
+        if (!core.format.EnableACL) throw EOPNOTSUPP;
+        return await setAcl(ctx, ino, acl, undefined, false);
+      }
+      if (name.startsWith('system.')) throw EOPNOTSUPP;
+      if (hidden(name)) throw ENODATA;
+      core.changed(ino, await engine.removexattr(ctx.op, core.cred(ctx), ino, rawName));
+    },
+
+    async ioctl(ctx, nodeid, i) {
+      const cmd = i.cmd >>> 0;
+      if (!core.options.enableIoctl || (cmd !== FS_IOC_GETFLAGS && cmd !== FS_IOC_SETFLAGS)) throw ENOTTY;
+      const ino = core.ino(nodeid);
+      if (core.internals.attr(ino) !== undefined) throw ENOTTY;
+      const attr = await engine.getattr(ino);
+      if (cmd === FS_IOC_GETFLAGS) {
+        const output = Buffer.alloc(Math.max(4, Math.min(8, i.outSize)));
+        output.writeUInt32LE(shownFlags(attr.flags), 0);
+        return { result: 0, output: output.subarray(0, i.outSize) };
+      }
+      core.mayWrite();
+      if (i.input.length < 4) throw EINVAL;
+      const wanted = new DataView(i.input.buffer, i.input.byteOffset, i.input.byteLength).getUint32(0, true);
+      if ((wanted & ~(FS_SECRM_FL | FS_IMMUTABLE_FL | FS_APPEND_FL)) !== 0) throw EOPNOTSUPP;
+      if (wanted !== shownFlags(attr.flags)) {
+        const fixed = FS_IMMUTABLE_FL | FS_APPEND_FL;
+        if (ctx.uid !== 0 && ((wanted ^ shownFlags(attr.flags)) & fixed) !== 0) throw EPERM;
+        if (ctx.uid !== 0 && ctx.uid !== attr.uid) throw EPERM;
+        const flags = (attr.flags & ~(Flag.immutable | Flag.append | Flag.skipTrash)) | storedFlags(wanted);
+        core.changed(ino, await engine.setattr(ctx.op, core.cred(ctx), ino, { flags }));
+      }
+      return { result: 0, output: new Uint8Array(0) };
+    },
+  };
+}
+
+function shownFlags(flags: number): number {
+  return (
+    ((flags & Flag.immutable) !== 0 ? FS_IMMUTABLE_FL : 0) |
+    ((flags & Flag.append) !== 0 ? FS_APPEND_FL : 0) |
+    ((flags & Flag.skipTrash) !== 0 ? FS_SECRM_FL : 0)
+  );
+}
+
+function storedFlags(flags: number): number {
+  return (
+    ((flags & FS_IMMUTABLE_FL) !== 0 ? Flag.immutable : 0) |
+    ((flags & FS_APPEND_FL) !== 0 ? Flag.append : 0) |
+    ((flags & FS_SECRM_FL) !== 0 ? Flag.skipTrash : 0)
+  );
+}
