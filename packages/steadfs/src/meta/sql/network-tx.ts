@@ -53,7 +53,7 @@ export function toBytes(value: unknown): Buffer {
 const owner64 = (owner: bigint): bigint => BigInt.asIntN(64, owner);
 
 /** Microseconds and the rest below, spec/meta-sql.md §3. */
-function micros(sec: number, nsec: number): bigint {
+export function micros(sec: number, nsec: number): bigint {
   return BigInt(sec) * 1_000_000n + BigInt(Math.floor(nsec / 1000));
 }
 
@@ -90,7 +90,7 @@ export function nodeFromRow(row: SqlRow, at: number): Attr {
   };
 }
 
-function nodeValues(a: Attr): SqlValue[] {
+export function nodeValues(a: Attr): SqlValue[] {
   // The columns are signed 32 bits: an id beyond cannot be stored (spec/meta-sql.md §2.3).
   if (a.uid > I32_MAX || a.gid > I32_MAX || a.rdev > I32_MAX)
     throw EINVAL.because('this database has no room for user, group or device numbers of 2^31 and more');

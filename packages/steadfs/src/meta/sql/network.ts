@@ -33,18 +33,28 @@ import type {
   SessionDetail,
   SessionIdentity,
   SessionInfo,
+  WriteResult,
 } from '../engine.ts';
 import { NAME_MAX, present } from '../ops/access.ts';
 import { logChange } from '../ops/changelog.ts';
 import { noQuotas } from '../ops/quota.ts';
-import type { Codec } from '../ops/record.ts';
+import { type Codec, writeCodec } from '../ops/record.ts';
 import { countChildren, dropSustained } from '../ops/sessions.ts';
 import { type Body, runAsync, type Tx, type TxDriver, Usage, type Volume } from '../ops/tx.ts';
 import { parseSessionInfo, serialiseSessionInfo } from '../session-info.ts';
 import { txOperations } from '../tx-engine.ts';
 import { addDelta, type Delta, decodeDeltas, encodeDeltas } from '../usage.ts';
-import { failureOf, openMysql, openPostgres, type SqlConnection, type SqlPool, type SqlRow } from './connection.ts';
+import {
+  failureOf,
+  openMysql,
+  openPostgres,
+  type SqlConnection,
+  type SqlPool,
+  type SqlRow,
+  type SqlValue,
+} from './connection.ts';
 import { EntryChanged, NetworkTx, NODE_COLUMNS, nodeFromRow, toBytes, toIno, toNumber } from './network-tx.ts';
+import { OptimisticTx, recordCount, SeenRows, Unsupported } from './optimistic-tx.ts';
 import { ownPrefix, ownStatements, schemaStatements, TABLES } from './schema.ts';
 import { parseMysqlUrl, parsePostgresUrl } from './url.ts';
 
@@ -199,11 +209,77 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     else if (toNumber(row[2]) < tx.now.sec) lose('it has expired');
   }
 
+  const seen = new SeenRows();
+  /** Op records as this process wrote them last: seq and what stands in `acct`. */
+  const records = new Map<string, { seq: number; acct: Buffer | null }>();
+  const recordKey = (op: Op): string => `${op.kind}/${op.slot}`;
+
+  /** The operation in one statement; undefined when that is not possible, or what it was planned on did not hold. */
+  async function mutateAtOnce<T>(
+    op: Op,
+    codec: Codec<T>,
+    body: (tx: Tx) => Body<T>,
+  ): Promise<{ value: T } | undefined> {
+    const record = records.get(recordKey(op));
+    if (
+      kind !== 'postgres' ||
+      lost !== undefined ||
+      identity === undefined ||
+      (record === undefined ? op.seq > 1 : record.seq >= op.seq)
+    )
+      return undefined;
+    const tx = new OptimisticTx(host, seen, now(), persist);
+    let value: T;
+    let statement: { sql: string; params: SqlValue[] };
+    let deltas: Delta[];
+    let acct: Buffer | null;
+    try {
+      value = await runAsync(body(tx));
+      deltas = record?.acct ? decodeDeltas(record.acct) : [];
+      for (const d of tx.deltas) addDelta(deltas, d);
+      if (deltas.length > DELTAS_PER_RECORD) return undefined;
+      acct = deltas.length > 0 ? encodeDeltas(deltas) : null;
+      statement = tx.statement([
+        {
+          sql: `INSERT INTO ${own}op AS o (sid, kind, slot, seq, result, acct) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = EXCLUDED.seq, result = EXCLUDED.result, acct = EXCLUDED.acct WHERE o.seq < EXCLUDED.seq AND o.acct IS NOT DISTINCT FROM ? RETURNING 1`,
+          params: [volume.sid, op.kind, op.slot, op.seq, codec.encode(value), acct, record?.acct ?? null],
+        },
+        {
+          sql: `SELECT 1 FROM ${own}session s JOIN ${prefix}session2 j ON j.sid = s.sid WHERE s.sid = ? AND s.incarnation = ? AND s.epoch = ? AND j.expire >= ? FOR SHARE OF s`,
+          params: [volume.sid, identity.incarnation, identity.epoch, tx.now.sec],
+        },
+      ]);
+    } catch (e) {
+      // A check may have failed on a stale row: only the database's own rows decide.
+      tx.forget();
+      if (e instanceof Errno || e instanceof Unsupported) return undefined;
+      throw e;
+    }
+    try {
+      const rows = await pool.use(c => c.all(statement.sql, statement.params));
+      records.set(recordKey(op), { seq: op.seq, acct });
+      tx.remember();
+      for (const d of tx.deltas) count(d);
+      if (acct !== null) scheduleFlush();
+      if (codec === (writeCodec as Codec<unknown>)) (value as WriteResult).records = recordCount(rows[0]?.[1]);
+      return { value };
+    } catch {
+      // Whatever it was (a condition, a conflict, the connection): the record tells the interactive way what happened.
+      tx.forget();
+      records.delete(recordKey(op));
+      return undefined;
+    }
+  }
+
   const driver: TxDriver = {
-    mutate<T>(op: Op, codec: Codec<T>, body: (tx: Tx) => Body<T>): Promise<T> {
-      if (options.readOnly) return Promise.reject(EROFS);
-      if (volume.sid === 0) return driver.transact(body);
-      return transaction(async (tx, c) => {
+    async mutate<T>(op: Op, codec: Codec<T>, body: (tx: Tx) => Body<T>): Promise<T> {
+      if (options.readOnly) throw EROFS;
+      if (volume.sid === 0) return await driver.transact(body);
+      const quick = await mutateAtOnce(op, codec, body);
+      if (quick !== undefined) return quick.value;
+      records.delete(recordKey(op));
+      seen.clear();
+      const ended = await transaction(async (tx, c) => {
         const key = [volume.sid, op.kind, op.slot];
         const insert = `INSERT INTO ${own}op (sid, kind, slot, seq) VALUES (?, ?, ?, -1)`;
         let row: SqlRow | undefined;
@@ -223,26 +299,27 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         await checkSession(tx, c);
         const seq = toNumber(row[0]);
         if (seq > op.seq) throw EIO.because(`operation ${op.kind}/${op.slot}/${op.seq} comes after ${seq}`);
-        if (seq === op.seq) return codec.decode(toBytes(row[1]));
+        if (seq === op.seq) return { value: codec.decode(toBytes(row[1])), changes: [], acct: undefined };
         const value = await runAsync(body(tx));
         let deltas: Delta[] = row[2] === null ? [] : decodeDeltas(toBytes(row[2]));
-        for (const d of tx.deltas) {
-          addDelta(deltas, d);
-          count(d);
-        }
+        for (const d of tx.deltas) addDelta(deltas, d);
         if (deltas.length > DELTAS_PER_RECORD) {
           await applyUsage(tx, c, deltas);
           deltas = [];
         }
-        if (deltas.length > 0) scheduleFlush();
+        const acct = deltas.length > 0 ? encodeDeltas(deltas) : null;
         await c.run(`UPDATE ${own}op SET seq = ?, result = ?, acct = ? WHERE sid = ? AND kind = ? AND slot = ?`, [
           op.seq,
           codec.encode(value),
-          deltas.length > 0 ? encodeDeltas(deltas) : null,
+          acct,
           ...key,
         ]);
-        return value;
+        return { value, changes: tx.deltas, acct };
       });
+      for (const d of ended.changes) count(d);
+      if (ended.acct !== undefined) records.set(recordKey(op), { seq: op.seq, acct: ended.acct });
+      if (ended.acct) scheduleFlush();
+      return ended.value;
     },
 
     transact: body =>
@@ -330,7 +407,10 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     clearTimeout(flushTimer);
     flushTimer = undefined;
     const { sid } = volume;
-    if (sid !== 0 && !options.readOnly) await transaction((tx, c) => flushOf(sid, tx, c));
+    if (sid === 0 || options.readOnly) return;
+    await transaction((tx, c) => flushOf(sid, tx, c));
+    // One that was written since does not match any more, which the statement that comes next finds out.
+    for (const record of records.values()) record.acct = null;
   }
 
   function scheduleFlush(): void {
@@ -483,6 +563,8 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     identity = id;
     volume.sid = id.sid;
     lost = undefined;
+    records.clear();
+    seen.clear();
     return id;
   }
 
@@ -643,11 +725,30 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         [inoToBigint(parent), name],
       );
       const row = rows[0];
-      return row && { ino: toIno(row[0]), attr: await shown(c, toIno(row[0]), nodeFromRow(row, 1)) };
+      const key = SeenRows.key(parent, name);
+      if (row === undefined) {
+        seen.sawEdge(key, undefined);
+        return undefined;
+      }
+      const ino = toIno(row[0]);
+      const attr = nodeFromRow(row, 1);
+      seen.sawEdge(key, { ino, type: attr.type });
+      seen.sawNode(ino, attr);
+      return { ino, attr: await shown(c, ino, attr) };
     });
     // The kernel asks for names in directories only: what is absent is ENOENT.
     if (found === undefined) throw ENOENT;
     return found;
+  }
+
+  async function getattr(ino: Ino): Promise<Attr> {
+    return await persist(async c => {
+      const rows = await c.all(`SELECT ${NODE_COLUMNS} FROM ${prefix}node WHERE inode = ?`, [inoToBigint(ino)]);
+      if (rows[0] === undefined) throw ENOENT;
+      const attr = nodeFromRow(rows[0], 0);
+      seen.sawNode(ino, attr);
+      return await shown(c, ino, attr);
+    });
   }
 
   const quotaTable = (k: 'dir' | 'user' | 'group'): string => (k === 'dir' ? 'dir_quota' : 'user_group_quota');
@@ -668,6 +769,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     staleSessions,
     flush,
     lookup,
+    getattr,
     newSliceIds: count => slices(count),
     async close() {
       clearTimeout(flushTimer);
