@@ -89,6 +89,7 @@ On a mount point where the same volume is mounted already, this version and thes
       });
       const { from, to, pause, carriedOver } = replaced.takeover;
       const carried = Object.entries(carriedOver)
+        .filter(([, n]) => n > 0)
         .map(([what, n]) => `${n} ${what}`)
         .join(', ');
       console.log(

@@ -44,6 +44,8 @@ export const command: Command = {
     const errno = answer ? answer.Errno : (reply.errno ?? 5);
     if (errno !== 0) throw new Failure(`${args[0]}: ${errnoText(errno)}`);
     const rows: string[][] = [];
+    const top = answer!.Tree.Path;
+    const below = top.endsWith('/') ? top : `${top}/`;
     const add = (tree: Tree, name: string) => {
       const shown = tree.Type === DIRECTORY && !name.endsWith('/') ? `${name}/` : name;
       rows.push([
@@ -52,9 +54,10 @@ export const command: Command = {
         String(tree.Dirs),
         String(tree.Files),
       ]);
-      for (const child of tree.Children ?? []) add(child, child.Path);
+      for (const child of tree.Children ?? [])
+        add(child, child.Path.startsWith(below) ? child.Path.slice(below.length) : child.Path);
     };
-    add(answer!.Tree, answer!.Tree.Path);
+    add(answer!.Tree, top);
     const header = ['PATH', 'SIZE', 'DIRS', 'FILES'];
     if (flags.bool('csv')) for (const row of [header, ...rows]) console.log(row.join(','));
     else console.log(table(header, rows, 0));
