@@ -1,0 +1,280 @@
+/**
+ * Steadfs and the Go client (`juicefs`, when on PATH) side by side, in turn, on fresh SQLite volumes with data in a local directory:
+ *
+ *   node bench/run.ts [fsmeter] [felt] [idle]   [--rounds N] [--scale S] [--write] [--client steadfs] [--options FLAGS]
+ *
+ * fsmeter: rates of system calls with one and with eight processes (compiled from ../shared/tools/fsmeter.c, or from $FSMETER), against the
+ * goals; felt: workloads as people meet them (workload.ts), --scale 1 for full size; idle: memory and CPU of a mount that nobody uses,
+ * CPU per operation. --write puts the tables into RESULTS.md, with date and command.
+ */
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpus, release, tmpdir, totalmem } from 'node:os';
+import { join, resolve } from 'node:path';
+import { parseArgs } from 'node:util';
+import { abortMount, type Client, missing, openVolume, type Volume } from '../packages/steadfs/test/support/volume.ts';
+import { execute, onPath } from '../suites/harness.ts';
+
+const ROOT = resolve(import.meta.dirname, '..');
+
+/** Least ratio to the Go client's rate; of readdir also a rate. */
+const GOALS_ONE: Record<string, number> = {
+  'create/s': 3.4,
+  'stat/s': 4,
+  'rename/s': 3.4,
+  'unlink/s': 3.4,
+  'mkdir/s': 3.4,
+  'rmdir/s': 3.4,
+  'write100K/s': 3,
+  'read100K/s': 3,
+  'seqwrite_MiB/s': 1.2,
+  'seqread_MiB/s': 1.2,
+  'rewrite8K/s': 50,
+  'append4K_fsync/s': 1,
+};
+const GOALS_EIGHT: Record<string, number> = {
+  'create/s': 3,
+  'stat/s': 3,
+  'chmod/s': 3,
+  'rename/s': 3,
+  'unlink/s': 3,
+  'mkdir/s': 3,
+  'rmdir/s': 3,
+};
+const READDIR_RATE = 300_000;
+
+type Samples = Record<string, Map<string, number[]>>;
+
+const median = (of: readonly number[]): number => {
+  const sorted = [...of].sort((a, b) => a - b);
+  return sorted.length % 2
+    ? sorted[(sorted.length - 1) / 2]!
+    : (sorted[sorted.length / 2 - 1]! + sorted[sorted.length / 2]!) / 2;
+};
+const show = (n: number): string => (Math.abs(n) >= 100 ? Math.round(n).toLocaleString('en') : n.toPrecision(3));
+
+/** Seconds of user and system time, resident and proportional MiB of all processes of a mount together. */
+function usage(volume: Volume): { cpu: number; resident: number; proportional: number } {
+  const sum = { cpu: 0, resident: 0, proportional: 0 };
+  for (const pid of volume.processes()) {
+    const read = (file: string): string => readFileSync(`/proc/${pid}/${file}`, 'latin1');
+    const stat = read('stat');
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    sum.cpu += (Number(fields[11]) + Number(fields[12])) / 100;
+    const rollup = read('smaps_rollup');
+    sum.resident += Number(/^Rss:\s+(\d+)/m.exec(rollup)?.[1] ?? 0) / 1024;
+    sum.proportional += Number(/^Pss:\s+(\d+)/m.exec(rollup)?.[1] ?? 0) / 1024;
+  }
+  return sum;
+}
+
+async function compileFsmeter(scratch: string): Promise<string | undefined> {
+  const source = process.env.FSMETER ?? join(ROOT, '../shared/tools/fsmeter.c');
+  if (!existsSync(source) || !onPath('gcc')) return undefined;
+  const program = join(scratch, 'fsmeter');
+  const outcome = await execute('gcc', ['-O2', '-o', program, source]);
+  if (outcome.code !== 0) throw new Error(outcome.output);
+  return program;
+}
+
+/** Rows of both clients: medians, ratio (of rates ours/theirs, of times theirs/ours: above 1 is better), goal. */
+function table(samples: Samples, goals: Record<string, number>): string[] {
+  const names = new Set([...(samples.steadfs?.keys() ?? []), ...(samples.juicefs?.keys() ?? [])]);
+  const rows = ['| | Steadfs | Go client | ratio | goal |', '|---|---:|---:|---:|---|'];
+  for (const name of names) {
+    const ours = samples.steadfs?.get(name);
+    const theirs = samples.juicefs?.get(name);
+    const a = ours && median(ours);
+    const b = theirs && median(theirs);
+    const small = /_(s|ms|MiB|us)$/.test(name);
+    const ratio = a === undefined || b === undefined ? undefined : small ? b / a : a / b;
+    let goal = '';
+    if (goals[name] !== undefined)
+      goal = `≥ ${goals[name]}${ratio === undefined ? '' : ratio >= goals[name] ? ' ✓' : ' ✗'}`;
+    if (name === 'readdir_entries/s' && Object.keys(goals).length > 8)
+      goal = `≥ ${READDIR_RATE.toLocaleString('en')}/s${a === undefined ? '' : a >= READDIR_RATE ? ' ✓' : ' ✗'}`;
+    if (name === 'resident, idle_MiB') goal = `≥ 1.67${ratio === undefined ? '' : ratio >= 1 / 0.6 ? ' ✓' : ' ✗'}`;
+    const unit = small ? ` ${name.slice(name.lastIndexOf('_') + 1)}` : '';
+    const label = small ? name.slice(0, name.lastIndexOf('_')) : name;
+    const cell = (n: number | undefined): string => (n === undefined ? '–' : `${show(n)}${unit}`);
+    rows.push(`| ${label} | ${cell(a)} | ${cell(b)} | ${ratio === undefined ? '–' : ratio.toFixed(2)} | ${goal} |`);
+  }
+  return rows;
+}
+
+/** Replaces the section of this heading in RESULTS.md, or adds it. */
+function record(heading: string, lines: string[]): void {
+  const file = join(import.meta.dirname, 'RESULTS.md');
+  const text = existsSync(file) ? readFileSync(file, 'utf8') : '# Measured\n';
+  const sections = text.split(/^(?=## )/m).filter(section => !section.startsWith(`## ${heading}\n`));
+  writeFileSync(file, `${sections.map(s => s.trimEnd()).join('\n\n')}\n\n## ${heading}\n\n${lines.join('\n')}\n`);
+}
+
+async function main(): Promise<number> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      rounds: { type: 'string', default: '1' },
+      scale: { type: 'string', default: '0.1' },
+      client: { type: 'string' },
+      options: { type: 'string', default: '' },
+      only: { type: 'string' },
+      write: { type: 'boolean', default: false },
+    },
+  });
+  const parts = positionals.length > 0 ? positionals : ['fsmeter', 'felt', 'idle'];
+  const clients = (values.client ? [values.client as Client] : (['steadfs', 'juicefs'] as const)).filter(client => {
+    const lack = missing(client);
+    if (lack) console.log(`skipped: ${client}: ${lack}`);
+    return !lack;
+  });
+  if (clients.length === 0) return 0;
+  const scratch = mkdtempSync(join(tmpdir(), 'bench-'));
+  const scale = Number(values.scale);
+  const rounds = Number(values.rounds);
+  const command = `node bench/run.ts ${process.argv.slice(2).join(' ')}`;
+  const machine = `${cpus().length} × ${cpus()[0]?.model ?? '?'}, ${Math.round(totalmem() / 2 ** 30)} GiB, Linux ${release()}`;
+  let failed = 0;
+  const volumes = new Map<Client, Volume>();
+  const fresh = (client: Client): Volume => {
+    volumes.get(client)?.close();
+    const volume = openVolume({
+      client,
+      mount: client === 'steadfs' ? values.options.split(' ').filter(w => w !== '') : [],
+    });
+    volumes.set(client, volume);
+    return volume;
+  };
+  const publish = (heading: string, samples: Samples, goals: Record<string, number>): void => {
+    const rows = table(samples, goals);
+    console.log(`\n${heading}\n${rows.join('\n')}`);
+    if (values.write)
+      record(heading, [
+        `${new Date().toISOString().slice(0, 10)}, \`${command}\`, median of ${rounds}; ${machine}.`,
+        '',
+        ...rows,
+      ]);
+  };
+  const add = (samples: Samples, client: Client, figures: Record<string, number>): void => {
+    samples[client] ??= new Map();
+    for (const [name, value] of Object.entries(figures))
+      samples[client].set(name, [...(samples[client].get(name) ?? []), value]);
+  };
+  /** Runs a program on the client's volume; a program that fails or hangs costs that client this row, and a new volume. */
+  const measure = async (
+    client: Client,
+    program: string,
+    args: (dir: string) => string[],
+    timeout: number,
+  ): Promise<Record<string, number> | undefined> => {
+    const volume = volumes.get(client) ?? fresh(client);
+    const outcome = await execute(program, args(volume.dir), { timeout });
+    if (outcome.code === 0) {
+      const line = outcome.output
+        .trim()
+        .split('\n')
+        .find(l => l.startsWith('{'));
+      if (line) return JSON.parse(line) as Record<string, number>;
+    }
+    failed++;
+    console.log(
+      `FAILED ${client}: ${program.split('/').at(-1)} ${args('DIR').slice(0, 3).join(' ')}: ${outcome.timedOut ? 'did not end' : `exit ${outcome.code}`}\n${outcome.output.slice(-600)}`,
+    );
+    abortMount(volume.dir);
+    fresh(client);
+    return undefined;
+  };
+  try {
+    if (parts.includes('idle')) {
+      const samples: Samples = {};
+      for (let round = 0; round < rounds; round++)
+        for (const client of clients) {
+          const volume = fresh(client);
+          await new Promise(wake => setTimeout(wake, 4000));
+          const before = usage(volume);
+          await new Promise(wake => setTimeout(wake, 5000));
+          const after = usage(volume);
+          add(samples, client, {
+            'resident, idle_MiB': after.resident,
+            'proportional share, idle_MiB': after.proportional,
+            'CPU of 1000 s idle_s': (after.cpu - before.cpu) * 200,
+          });
+          const figures = await measure(
+            client,
+            process.execPath,
+            dir => [join(import.meta.dirname, 'workload.ts'), 'operations', join(dir, 'operations'), scratch],
+            120_000,
+          );
+          const end = usage(volumes.get(client)!);
+          if (figures)
+            add(samples, client, {
+              'CPU per metadata operation_us': ((end.cpu - after.cpu) / figures.operations!) * 1e6,
+              'resident after 12,000 operations_MiB': end.resident,
+            });
+        }
+      publish('Idle mount, CPU per operation', samples, {});
+    }
+    if (parts.includes('fsmeter')) {
+      const program = await compileFsmeter(scratch);
+      if (!program) console.log('skipped: fsmeter: ../shared/tools/fsmeter.c or gcc is missing');
+      else
+        for (const [processes, files, mib, goals] of [
+          [1, 2000, 512, GOALS_ONE],
+          [8, 500, 64, GOALS_EIGHT],
+        ] as const) {
+          const samples: Samples = {};
+          for (const client of clients) fresh(client);
+          for (let round = 0; round < rounds; round++)
+            for (const client of clients) {
+              const size = [
+                processes,
+                Math.max(100, Math.round(files * Math.min(1, scale * 5))),
+                Math.max(16, Math.round(mib * Math.min(1, scale * 5))),
+              ];
+              const figures = await measure(client, program, dir => [dir, ...size.map(String)], 300_000);
+              if (figures) add(samples, client, figures);
+            }
+          publish(`fsmeter, SQLite, ${processes === 1 ? 'one process' : `${processes} processes`}`, samples, goals);
+        }
+    }
+    if (parts.includes('felt')) {
+      const samples: Samples = {};
+      for (const client of clients) fresh(client);
+      for (let round = 0; round < rounds; round++)
+        for (const workload of ['untar', 'npm', 'ls', 'checkpoint', 'randomReads', 'besideWriter', 'rewrite']) {
+          if (values.only && values.only !== workload) continue;
+          for (const client of clients) {
+            const folder = join(scratch, `${client}-${round}`);
+            mkdirSync(folder, { recursive: true });
+            const figures = await measure(
+              client,
+              process.execPath,
+              dir => [
+                join(import.meta.dirname, 'workload.ts'),
+                workload,
+                join(dir, `${workload}-${round}`),
+                folder,
+                String(scale),
+              ],
+              900_000,
+            );
+            if (figures) add(samples, client, figures);
+          }
+        }
+      for (const client of clients)
+        add(samples, client, { 'resident afterwards_MiB': usage(volumes.get(client)!).resident });
+      publish(`What people feel, scale ${scale}`, samples, {});
+    }
+  } finally {
+    for (const volume of volumes.values()) {
+      const fault = volume.close();
+      if (fault) {
+        failed++;
+        console.log(`FAILED ${volume.client}: ${fault}`);
+      }
+    }
+    rmSync(scratch, { recursive: true, force: true });
+  }
+  return failed > 0 ? 1 : 0;
+}
+
+process.exitCode = await main();
