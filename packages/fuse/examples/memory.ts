@@ -13,9 +13,33 @@
  *     node memory.ts --adopt               serves fds 3 (/dev/fuse), 4 (capsule), 5 (arena), which someone else holds as well
  */
 import {
-  type AttrOut, type Capsule, type Context, createCapsule, EAGAIN, EEXIST, EINTR, EINVAL, EISDIR, ENOENT, ENOSPC, ENOTDIR,
-  ENOTEMPTY, type EntryOut, type FileSystem, type FuseAttr, INIT, type LockIn, lockCapsule, mountFuse, type Name, openCapsule, type Records,
-  serve, type SetattrIn, type TimeSpec, DEFAULT_FLAGS,
+  type AttrOut,
+  type Capsule,
+  type Context,
+  createCapsule,
+  DEFAULT_FLAGS,
+  EAGAIN,
+  EEXIST,
+  EINTR,
+  EINVAL,
+  EISDIR,
+  ENOENT,
+  ENOSPC,
+  ENOTDIR,
+  ENOTEMPTY,
+  type EntryOut,
+  type FileSystem,
+  type FuseAttr,
+  INIT,
+  type LockIn,
+  lockCapsule,
+  mountFuse,
+  type Name,
+  openCapsule,
+  type Records,
+  type SetattrIn,
+  serve,
+  type TimeSpec,
 } from '../src/index.ts';
 
 const PAGE = 4096;
@@ -24,22 +48,52 @@ const S_IFDIR = 0o040000;
 const S_IFLNK = 0o120000;
 
 // inode i (record i - 1): state u32, mode, uid, gid, nlink, rdev, nlookup u32 @4..27, size f64 @32, seconds of atime, mtime, ctime f64 @40, ns u32 @64
-const MODE = 4, UID = 8, GID = 12, NLINK = 16, RDEV = 20, NLOOKUP = 24, SIZE = 32, TIMES = 40, NSEC = 64, INODE = 80;
+const MODE = 4,
+  UID = 8,
+  GID = 12,
+  NLINK = 16,
+  RDEV = 20,
+  NLOOKUP = 24,
+  SIZE = 32,
+  TIMES = 40,
+  NSEC = 64,
+  INODE = 80;
 // name: state u32, parent u32 @4, inode u32 @8, length u32 @12, bytes @16
-const PARENT = 4, CHILD = 8, LENGTH = 12, BYTES = 16, NAME = 272;
+const PARENT = 4,
+  CHILD = 8,
+  LENGTH = 12,
+  BYTES = 16,
+  NAME = 272;
 // page: state u32, inode u32 @4, index in the file u32 @8, page of the arena u32 @12
-const OWNER = 4, INDEX = 8, PLACE = 12, PAGE_RECORD = 16;
+const OWNER = 4,
+  INDEX = 8,
+  PLACE = 12,
+  PAGE_RECORD = 16;
 // op: state u32 (1 = its stores must be done, 2 = done), count u32 @4, seq f64 @8, result (inode) u32 @16, stores from @24: table u32, offset u32, value u32
-const COUNT = 4, SEQ = 8, RESULT = 16, STORES = 24, OP_RECORD = 24 + 12 * 24;
+const COUNT = 4,
+  SEQ = 8,
+  RESULT = 16,
+  STORES = 24,
+  OP_RECORD = 24 + 12 * 24;
 // lock of a whole file: state u32, inode u32 @4, owner u64 @8, type u32 @16
 const LOCK = 24;
 
-interface Table { records: Records; u32: Uint32Array; f64: Float64Array; size: number }
+interface Table {
+  records: Records;
+  u32: Uint32Array;
+  f64: Float64Array;
+  size: number;
+}
 
 function table(capsule: Capsule, name: string, recordSize: number, capacity: number): Table {
   const records = capsule.records({ name, version: 1, recordSize, capacity });
   const { buffer, byteOffset, byteLength } = records.bytes;
-  return { records, u32: new Uint32Array(buffer, byteOffset, byteLength / 4), f64: new Float64Array(buffer, byteOffset, byteLength / 8), size: recordSize };
+  return {
+    records,
+    u32: new Uint32Array(buffer, byteOffset, byteLength / 4),
+    f64: new Float64Array(buffer, byteOffset, byteLength / 8),
+    size: recordSize,
+  };
 }
 const key = (name: Name): string => Buffer.from(name.buffer, name.byteOffset, name.length).toString('latin1');
 
@@ -193,11 +247,21 @@ export class MemoryFs implements FileSystem {
 
   // --- Reading ----------------------------------------------------------------------------------------------------
 
-  #get(ino: number, field: number): number { return this.#inodes.u32[((ino - 1) * INODE + field) / 4]!; }
-  #size(ino: number): number { return this.#inodes.f64[((ino - 1) * INODE + SIZE) / 8]!; }
-  #isDir(ino: number): boolean { return (this.#get(ino, MODE) & S_IFMT) === S_IFDIR; }
-  #find(parent: number, name: Name): number | undefined { return this.#children.get(parent)?.get(key(name)); }
-  #child(record: number): number { return this.#names.u32[(record * NAME + CHILD) / 4]!; }
+  #get(ino: number, field: number): number {
+    return this.#inodes.u32[((ino - 1) * INODE + field) / 4]!;
+  }
+  #size(ino: number): number {
+    return this.#inodes.f64[((ino - 1) * INODE + SIZE) / 8]!;
+  }
+  #isDir(ino: number): boolean {
+    return (this.#get(ino, MODE) & S_IFMT) === S_IFDIR;
+  }
+  #find(parent: number, name: Name): number | undefined {
+    return this.#children.get(parent)?.get(key(name));
+  }
+  #child(record: number): number {
+    return this.#names.u32[(record * NAME + CHILD) / 4]!;
+  }
 
   #attr(ino: number): FuseAttr {
     const { u32, f64, records } = this.#inodes;
@@ -206,10 +270,21 @@ export class MemoryFs implements FileSystem {
     const d = ((ino - 1) * INODE) / 8;
     const size = f64[d + SIZE / 8]!;
     return {
-      ino, size, blocks: Math.ceil(size / 512), blksize: PAGE,
-      mode: u32[w + MODE / 4]!, uid: u32[w + UID / 4]!, gid: u32[w + GID / 4]!, nlink: u32[w + NLINK / 4]!, rdev: u32[w + RDEV / 4]!,
-      atime: f64[d + TIMES / 8]!, mtime: f64[d + TIMES / 8 + 1]!, ctime: f64[d + TIMES / 8 + 2]!,
-      atimensec: u32[w + NSEC / 4]!, mtimensec: u32[w + NSEC / 4 + 1]!, ctimensec: u32[w + NSEC / 4 + 2]!,
+      ino,
+      size,
+      blocks: Math.ceil(size / 512),
+      blksize: PAGE,
+      mode: u32[w + MODE / 4]!,
+      uid: u32[w + UID / 4]!,
+      gid: u32[w + GID / 4]!,
+      nlink: u32[w + NLINK / 4]!,
+      rdev: u32[w + RDEV / 4]!,
+      atime: f64[d + TIMES / 8]!,
+      mtime: f64[d + TIMES / 8 + 1]!,
+      ctime: f64[d + TIMES / 8 + 2]!,
+      atimensec: u32[w + NSEC / 4]!,
+      mtimensec: u32[w + NSEC / 4 + 1]!,
+      ctimensec: u32[w + NSEC / 4 + 2]!,
     };
   }
   #entry(ino: number): EntryOut {
@@ -223,7 +298,9 @@ export class MemoryFs implements FileSystem {
     if (record === undefined) throw ENOENT;
     return this.#entry(this.#child(record));
   }
-  getattr(_ctx: Context, ino: number): AttrOut { return { attr: this.#attr(ino), attrValid: this.#attrValid }; }
+  getattr(_ctx: Context, ino: number): AttrOut {
+    return { attr: this.#attr(ino), attrValid: this.#attrValid };
+  }
   forget(ino: number, nlookup: number): void {
     const at = ((ino - 1) * INODE + NLOOKUP) / 4;
     this.#inodes.u32[at] = Math.max(0, this.#inodes.u32[at]! - nlookup);
@@ -311,7 +388,9 @@ export class MemoryFs implements FileSystem {
   create(ctx: Context, parent: number, name: Name, mode: number, umask: number) {
     return { ...this.#make(ctx, parent, name, mode & ~umask, 0), fh: 0, flags: 0 };
   }
-  readlink(_ctx: Context, ino: number): Uint8Array { return this.#read(ino, 0, this.#size(ino)); }
+  readlink(_ctx: Context, ino: number): Uint8Array {
+    return this.#read(ino, 0, this.#size(ino));
+  }
 
   /** Takes a name away; the inode goes with its last one, unless somebody uses it. */
   #remove(record: number, parent: number, dir: boolean): number {
@@ -323,8 +402,12 @@ export class MemoryFs implements FileSystem {
     this.#touch(ino, 2);
     return ino;
   }
-  unlink(ctx: Context, parent: number, name: Name): void { this.#unlink(ctx, parent, name, false); }
-  rmdir(ctx: Context, parent: number, name: Name): void { this.#unlink(ctx, parent, name, true); }
+  unlink(ctx: Context, parent: number, name: Name): void {
+    this.#unlink(ctx, parent, name, false);
+  }
+  rmdir(ctx: Context, parent: number, name: Name): void {
+    this.#unlink(ctx, parent, name, true);
+  }
   #unlink(ctx: Context, parent: number, name: Name, dir: boolean): void {
     let gone: number | undefined;
     const ino = this.#once(ctx, () => {
@@ -399,7 +482,13 @@ export class MemoryFs implements FileSystem {
     if (replaced !== undefined) this.#reap(replaced);
   }
 
-  readdir(_ctx: Context, ino: number, _fh: number, offset: number, sink: { plus: boolean; add: (e: never) => boolean }): void {
+  readdir(
+    _ctx: Context,
+    ino: number,
+    _fh: number,
+    offset: number,
+    sink: { plus: boolean; add: (e: never) => boolean },
+  ): void {
     const add = sink.add.bind(sink) as (e: unknown) => boolean;
     if (offset < 1 && !add({ ino, name: Buffer.from('.'), type: 4, offset: 1 })) return;
     if (offset < 2 && !add({ ino, name: Buffer.from('..'), type: 4, offset: 2 })) return;
@@ -419,7 +508,16 @@ export class MemoryFs implements FileSystem {
   statfs() {
     const { size, used } = this.#capsule.arena;
     const [blocks, free] = [size / PAGE, (size - used) / PAGE];
-    return { blocks, bfree: free, bavail: free, files: 1 << 20, ffree: 1 << 19, bsize: PAGE, namelen: 255, frsize: PAGE };
+    return {
+      blocks,
+      bfree: free,
+      bavail: free,
+      files: 1 << 20,
+      ffree: 1 << 19,
+      bsize: PAGE,
+      namelen: 255,
+      frsize: PAGE,
+    };
   }
 
   // --- Data -------------------------------------------------------------------------------------------------------
@@ -446,7 +544,11 @@ export class MemoryFs implements FileSystem {
     }
     return out;
   }
-  write(_ctx: Context, ino: number, { offset, data }: { offset: number; data: { bytes: Uint8Array; take(): number | undefined } }): number {
+  write(
+    _ctx: Context,
+    ino: number,
+    { offset, data }: { offset: number; data: { bytes: Uint8Array; take(): number | undefined } },
+  ): number {
     const n = data.bytes.length;
     if (offset > this.#size(ino)) this.#zeroTail(ino);
     const whole = offset % PAGE === 0 && n === PAGE ? data.take() : undefined;
@@ -506,11 +608,16 @@ export class MemoryFs implements FileSystem {
     for (const record of this.#locks.records.live()) {
       const at = (record * LOCK) / 4;
       if (this.#locks.u32[at + 1] !== ino) continue;
-      yield { record, owner: this.#locks.records.view.getBigUint64(record * LOCK + 8, true), type: this.#locks.u32[at + 4]! };
+      yield {
+        record,
+        owner: this.#locks.records.view.getBigUint64(record * LOCK + 8, true),
+        type: this.#locks.u32[at + 4]!,
+      };
     }
   }
   #conflict(ino: number, lock: LockIn) {
-    for (const held of this.#locksOf(ino)) if (held.owner !== lock.owner && (held.type === 1 || lock.type === 1)) return held;
+    for (const held of this.#locksOf(ino))
+      if (held.owner !== lock.owner && (held.type === 1 || lock.type === 1)) return held;
     return undefined;
   }
   getlk(_ctx: Context, ino: number, lock: LockIn) {
@@ -543,8 +650,12 @@ export class MemoryFs implements FileSystem {
     this.#locks.u32[(record * LOCK) / 4 + 4] = lock.type;
     this.#locks.records.setState(record, 1);
   }
-  release(_ctx: Context, ino: number, _fh: number, _flags: number, owner: bigint): void { this.#unlock(ino, owner); }
-  flush(_ctx: Context, ino: number, _fh: number, owner: bigint): void { this.#unlock(ino, owner); }
+  release(_ctx: Context, ino: number, _fh: number, _flags: number, owner: bigint): void {
+    this.#unlock(ino, owner);
+  }
+  flush(_ctx: Context, ino: number, _fh: number, owner: bigint): void {
+    this.#unlock(ino, owner);
+  }
   #unlock(ino: number, owner: bigint): void {
     for (const held of [...this.#locksOf(ino)]) if (held.owner === owner) this.#locks.records.free(held.record);
     for (const wake of this.#waiting) wake();
@@ -554,7 +665,9 @@ export class MemoryFs implements FileSystem {
 if (import.meta.main) {
   const adopt = process.argv[2] === '--adopt';
   const fds = adopt ? { capsule: 4, arena: 5 } : createCapsule({ arenaSize: 256 << 20 });
-  const { fd } = adopt ? { fd: 3 } : await mountFuse(process.argv[2]!, { source: 'memory', subtype: 'memory', defaultPermissions: true });
+  const { fd } = adopt
+    ? { fd: 3 }
+    : await mountFuse(process.argv[2]!, { source: 'memory', subtype: 'memory', defaultPermissions: true });
   lockCapsule(fds.capsule, 1000);
   const capsule = openCapsule(fds);
   const fileSystem = new MemoryFs(capsule, Number(process.env.ATTR_VALID ?? 1));

@@ -12,7 +12,6 @@
  */
 import {
   type Capsule,
-  CONNECTION_SECTIONS,
   EEXIST,
   EFBIG,
   EINVAL,
@@ -45,10 +44,13 @@ const ADD = 1;
 const REMOVE = 2;
 const RENAME = 3;
 
-export const VERSION = process.env.STEADFS_NOTES_VERSION ?? '1.0.0';
-export const SECTIONS = [
+const VERSION = process.env.STEADFS_NOTES_VERSION ?? '1.0.0';
+/** A version that knows nothing of the journal must not adopt: it would carry requests out twice. */
+const OLDER = process.env.STEADFS_NOTES_FAULT === 'older';
+const SECTIONS = [
   { name: 'notes', version: 1 },
-  { name: 'journal', version: 1 },
+  { name: 'generation', version: 1 },
+  ...(OLDER ? [] : [{ name: 'journal', version: 1 }]),
 ];
 
 export function notes(capsule: Capsule): FileSystem & { readonly count: number } {
@@ -290,7 +292,7 @@ if (import.meta.main) {
     version: VERSION,
     command: [process.execPath, import.meta.filename, 'service', mountPoint],
     arenaSize: 320 * 2 ** 20,
-    options: {},
+    options: { fault: process.env.STEADFS_NOTES_FAULT },
     ...(process.env.STEADFS_NOTES_LOG && { log: process.env.STEADFS_NOTES_LOG }),
   };
   const mount = { source: 'notes', subtype: 'notes', defaultPermissions: true };
@@ -298,16 +300,26 @@ if (import.meta.main) {
   if (command === 'mount') show(await startMount({ ...common, mount }));
   else if (command === 'foreground') await startMount({ ...common, mount, foreground: true });
   else if (command === 'unit') await startMount({ ...common, mount, systemd: true });
-  else if (command === 'upgrade') show(await replaceMount(common));
+  else if (command === 'upgrade')
+    show(await replaceMount({ ...common, timeout: Number(process.env.STEADFS_NOTES_TIMEOUT ?? 30_000) }));
   else if (command === 'state') show(await mountState(mountPoint));
   else if (command === 'umount') await endMount(mountPoint);
   else if (command === 'service') {
     let session: ReturnType<typeof serve> | undefined;
     await runService({
       version: VERSION,
-      sections: [...SECTIONS, { name: 'generation', version: 1 }, ...CONNECTION_SECTIONS],
-      async prepare() {},
-      async serve({ fd, capsule, serving }) {
+      sections: SECTIONS,
+      // The tests' faults; a real file system connects to what it needs here.
+      async prepare({ launch, why }) {
+        const { fault } = launch.options as { fault?: string };
+        if (fault === 'prepare') throw new Error('the database cannot be reached: cannot connect');
+        if (fault === 'crash') process.kill(process.pid, 'SIGSEGV');
+        if (fault === 'hang') await new Promise(resolve => setTimeout(resolve, 60_000));
+        if (fault === 'restart' && why === 'crash') throw new Error('it will not start again');
+      },
+      async serve({ fd, capsule, serving, why, launch }) {
+        const { fault } = launch.options as { fault?: string };
+        if (fault === 'after-commit' && why === 'upgrade') process.kill(process.pid, 'SIGKILL');
         const fileSystem = notes(capsule);
         session = serve({ fd, capsule, fileSystem });
         await session.start();
