@@ -196,6 +196,8 @@ export interface EngineEvents {
   changed(ino: Ino, what: 'attr' | 'entries' | 'data'): void;
   /** The database cannot be reached since …; undefined: it can again. */
   trouble(message: string | undefined): void;
+  /** Something about the database that its administrator should change (eviction, persistence, version); nothing waits for it. */
+  warning?(message: string): void;
 }
 
 export interface EngineOptions {
@@ -318,6 +320,7 @@ export interface MetaEngine {
     isOpen: (ino: Ino) => boolean,
     skipTrash?: boolean,
   ): Promise<Removed>;
+  /** An hourly folder of the trash is only removed by the expiry job: parent TRASH with skipTrash. */
   rmdir(op: Op, cred: Cred, parent: Ino, name: Name, skipTrash?: boolean): Promise<Removed>;
   /** flags: NOREPLACE 1, EXCHANGE 2, RESTORE 32 (out of the trash, with 1). */
   rename(

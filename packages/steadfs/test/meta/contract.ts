@@ -19,6 +19,7 @@ import {
   OpKind,
   type PosixLock,
 } from '../../src/meta/engine.ts';
+import { cleanStaleSessions, expireTrash, hourlyJobs, type JobContext } from '../../src/meta/jobs.ts';
 import { randomOperations } from './model.ts';
 
 /** One database, empty at first, and clients of it. */
@@ -587,8 +588,8 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
     it('has extended attributes', async () => {
       const c = await mount();
       const { ino } = await c.create(ROOT, 'f');
-      const set = (n: string | Buffer, v: string | Buffer, mode = 0) =>
-        c.engine.setxattr(c.op(), root, ino, Buffer.from(n as string), Buffer.from(v as string), mode);
+      const set = (n: string, v: string | Buffer, mode = 0) =>
+        c.engine.setxattr(c.op(), root, ino, Buffer.from(n), typeof v === 'string' ? Buffer.from(v) : v, mode);
       await fails(() => c.engine.getxattr(ino, name('user.a')), 'ENODATA');
       const before = await c.getattr(ino);
       await new Promise(resolve => setTimeout(resolve, 2));
@@ -706,6 +707,43 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       const skip = await c.create(d, 'skip');
       assert.equal((await c.engine.unlink(c.op(), root, d, name('skip'), closed, true)).state, 'gone');
       await fails(() => c.getattr(skip.ino), 'ENOENT');
+    });
+
+    it('expires the trash and deletes data', async () => {
+      const c = await mount({ TrashDays: 1 });
+      const { ino: d } = await c.mkdir(ROOT, 'd');
+      const { ino } = await c.create(d, 'f');
+      await c.write(ino, 0, 10);
+      await c.unlink(d, 'f');
+      await c.mkdir(d, 'e');
+      await c.rmdir(d, 'e');
+      const { ino: a } = await c.create(d, 'a');
+      await c.link(a, ROOT, 'b');
+      await c.unlink(d, 'a');
+      const objects: number[] = [];
+      const context: JobContext = {
+        engine: c.engine,
+        trashDays: () => 1,
+        op: () => ({ kind: OpKind.job, slot: 0, seq: c.op().seq }),
+        deleteSlices: async dead => {
+          objects.push(...dead.map(s => s.id));
+          return dead;
+        },
+        stopping: () => false,
+        log: message => assert.fail(message),
+      };
+      await hourlyJobs(context);
+      assert.equal((await c.list(TRASH)).length, 1);
+      await expireTrash(context, Date.now() / 1000 + 3600, () => false);
+      assert.deepEqual(await c.list(TRASH), []);
+      assert.equal(objects.length, 1);
+      assert.deepEqual(await c.engine.deletedFiles(Date.now() / 1000 + 10, 10), []);
+      assert.deepEqual(await c.engine.deadSlices(10), []);
+      assert.equal((await c.getattr(a)).nlink, 1);
+      await cleanStaleSessions(context, 12);
+      await c.engine.flush();
+      await c.engine.heartbeat();
+      assert.equal((await c.engine.statfs(ROOT)).usedInodes, 2);
     });
 
     it('lists directories', async () => {

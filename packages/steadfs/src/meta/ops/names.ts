@@ -419,7 +419,7 @@ function* removeDir(
   place: TrashPlace | undefined,
 ): Body<Removed> {
   const attr: Attr = { ...old, ctime: tx.now.sec, ctimensec: tx.now.nsec };
-  yield* accountEntry(tx, parent, old, -1);
+  if (parent !== TRASH) yield* accountEntry(tx, parent, old, -1);
   yield* tx.deleteDirQuota(ino);
   yield* tx.deleteDirStat(ino);
   if (place !== undefined) {
@@ -432,7 +432,9 @@ function* removeDir(
   yield* tx.deleteEdge(parent, name, ino);
   yield* tx.deleteNode(ino);
   yield* tx.deleteXattrs(ino);
-  accountInode(tx, old, -1);
+  // Hourly folders are nobody's (see trashFolder).
+  if (parent === TRASH) tx.account(Usage.volume, 0, 0, -4096, -1);
+  else accountInode(tx, old, -1);
   attr.nlink = 0;
   return { ino, attr, state: 'gone' };
 }
@@ -446,7 +448,7 @@ export function* rmdir(tx: Tx, cred: Cred, parent: Ino, name: Name, skipTrash: b
   const found = yield* tx.edge(parent, name);
   if (found === undefined) throw ENOENT;
   yield* checkAccess(tx, cred, p, W | X);
-  checkRemovable(cred, parent, p);
+  if (parent !== TRASH || !skipTrash) checkRemovable(cred, parent, p);
   if (found.type !== FileType.directory) throw ENOTDIR;
   const old = yield* tx.nodeForUpdate(found.ino);
   if (old === undefined) return yield* removeDangling(tx, parent, name, found.ino, found.type);

@@ -19,6 +19,7 @@ import {
   type UsageKind,
   type Volume,
 } from '../ops/tx.ts';
+import { ownPrefix } from './sqlite-schema.ts';
 
 /** 0x7FFFFFFF00000000, the first internal inode of the format, and what its distance to ours is. */
 const STORED_SPECIAL = '9223372032559808512';
@@ -165,12 +166,12 @@ export class Statements {
     this.prefix = prefix;
   }
 
-  /** `$` in the text stands for the table prefix. */
+  /** `$` in the text stands for the prefix of the volume's tables, `@` for that of our own. */
   get(sql: string, big = false): StatementSync {
     const key = big ? `B${sql}` : sql;
     let s = this.#cache.get(key);
     if (s === undefined) {
-      s = this.db.prepare(sql.replaceAll('$', this.prefix));
+      s = this.db.prepare(sql.replaceAll('$', this.prefix).replaceAll('@', ownPrefix(this.prefix)));
       s.setReturnArrays(true);
       if (big) s.setReadBigInts(true);
       this.#cache.set(key, s);
@@ -203,11 +204,13 @@ export class Statements {
 /** Attributes and entries that a cache holds at most; dropped all at once. */
 const CACHE_LIMIT = 20000;
 const INODE_BATCH = 1024;
+/** Row numbers taken at once from sqlite_sequence, whose page would otherwise be written with every row. */
+const ROW_BATCH = 1024;
 
 const SELECT_NODE = `SELECT ${nodeColumns()} FROM $node WHERE inode=?`;
 const LOOKUP = `SELECT ${inoColumn('e.inode')},e.type,${nodeColumns('n.')} FROM $edge e JOIN $node n ON n.inode=e.inode WHERE e.parent=? AND e.name=?`;
 const SELECT_EDGE = `SELECT ${inoColumn('inode')},type FROM $edge WHERE parent=? AND name=?`;
-const INSERT_EDGE = 'INSERT INTO $edge(parent,name,inode,type) VALUES(?,?,?,?)';
+const INSERT_EDGE = 'INSERT INTO $edge(id,parent,name,inode,type) VALUES(?,?,?,?,?)';
 const DELETE_EDGE = 'DELETE FROM $edge WHERE parent=? AND name=?';
 const INSERT_NODE =
   'INSERT INTO $node(inode,type,flags,mode,uid,gid,atime,mtime,ctime,atimensec,mtimensec,ctimensec,nlink,length,rdev,parent,access_acl_id,default_acl_id,tier_id) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)';
@@ -254,6 +257,7 @@ export class SqliteTx implements Tx {
   #acls = new Map<number, AclRule>();
   #nextInode = 0;
   #endInode = 0;
+  #rows = { edge: { next: 0, end: 0 }, chunk: { next: 0, end: 0 } };
 
   constructor(st: Statements, volume: Volume) {
     this.st = st;
@@ -280,6 +284,7 @@ export class SqliteTx implements Tx {
     this.dropCaches();
     this.#acls.clear();
     this.#endInode = this.#nextInode = 0;
+    this.#rows = { edge: { next: 0, end: 0 }, chunk: { next: 0, end: 0 } };
     this.unlocked.clear();
   }
 
@@ -355,6 +360,22 @@ export class SqliteTx implements Tx {
       this.#nextInode = this.#endInode - INODE_BATCH;
     }
     return done(this.#nextInode++);
+  }
+
+  /** The next row number of a table with AUTOINCREMENT. */
+  #rowId(table: 'edge' | 'chunk'): number {
+    const range = this.#rows[table];
+    if (range.next >= range.end) {
+      const key = this.st.prefix + table;
+      let row = this.st.one('UPDATE sqlite_sequence SET seq=seq+? WHERE name=? RETURNING seq', ROW_BATCH, key);
+      if (row === undefined) {
+        this.st.exec('INSERT INTO sqlite_sequence(name,seq) VALUES(?,?)', key, ROW_BATCH);
+        row = [ROW_BATCH];
+      }
+      range.end = (row[0] as number) + 1;
+      range.next = range.end - ROW_BATCH;
+    }
+    return range.next++;
   }
 
   insertNode(ino: Ino, attr: Attr): Step<void> {
@@ -466,7 +487,7 @@ export class SqliteTx implements Tx {
 
   insertEdge(parent: Ino, name: Name, ino: Ino, type: FileType): Step<void> {
     this.writes++;
-    this.st.get(INSERT_EDGE).get(inoParam(parent), name, inoParam(ino), type);
+    this.st.get(INSERT_EDGE).get(this.#rowId('edge'), inoParam(parent), name, inoParam(ino), type);
     this.#cacheEdge(parent, nameKey(name), { ino, type });
     this.#links.delete(ino);
     return nothing;
@@ -630,7 +651,8 @@ export class SqliteTx implements Tx {
     const update = 'UPDATE $chunk SET slices=CAST(slices||? AS BLOB) WHERE inode=? AND indx=? RETURNING length(slices)';
     const row = this.st.one(update, bytes, inoParam(ino), index);
     if (row !== undefined) return done((row[0] as number) / 24);
-    this.st.exec('INSERT INTO $chunk(inode,indx,slices) VALUES(?,?,?)', inoParam(ino), index, bytes);
+    const insert = 'INSERT INTO $chunk(id,inode,indx,slices) VALUES(?,?,?,?)';
+    this.st.exec(insert, this.#rowId('chunk'), inoParam(ino), index, bytes);
     return done(records.length);
   }
 

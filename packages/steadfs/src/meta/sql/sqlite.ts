@@ -57,6 +57,7 @@ import {
   Statements,
 } from './sqlite-tx.ts';
 import { type WriteAheadLog, writeAheadLog } from './sqlite-wal.ts';
+import { type CommitWatch, watchCommits } from './sqlite-watch.ts';
 
 /** Result codes of SQLite (sqlite3.h), low byte. */
 const SQLITE = { busy: 5, locked: 6, readonly: 8, ioerr: 10, full: 13, cantopen: 14, notadb: 26 } as const;
@@ -124,6 +125,11 @@ export class SqliteEngine {
   #tx!: SqliteTx;
   #st!: Statements;
   #wal: WriteAheadLog | undefined;
+  #watch: CommitWatch | undefined;
+  /** The watch's count up to which no foreign commit is unknown; -1: not known. */
+  #seen = -1;
+  /** The open group has changed something: its commit counts. */
+  #dirty = false;
   #dataVersion = -1;
   #identity: SessionIdentity | undefined;
   #expire = 0;
@@ -186,6 +192,8 @@ export class SqliteEngine {
     }
     try {
       await this.#patiently(() => {
+        // Counts only for a new file. A transaction here touches a row or two in each of half a dozen pages: half the page, half the log.
+        db.exec('PRAGMA page_size=2048');
         db.exec('PRAGMA journal_mode=WAL');
         db.exec(
           'PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-8192; PRAGMA temp_store=MEMORY',
@@ -324,6 +332,7 @@ export class SqliteEngine {
       this.#tx.begin();
       this.#validate();
       const value = what();
+      this.#seen = -1;
       db.exec('COMMIT');
       return value;
     } catch (e) {
@@ -353,6 +362,8 @@ export class SqliteEngine {
     await this.#wal?.close();
     this.#db?.close();
     this.#db = undefined;
+    this.#watch?.close();
+    this.#watch = undefined;
   }
 
   async #idle(): Promise<void> {
@@ -365,9 +376,15 @@ export class SqliteEngine {
 
   /** Drops the caches when another connection has written since. */
   #validate(): void {
-    const version = (this.#st.get('PRAGMA data_version').get() as unknown as number[])[0]!;
-    if (version === this.#dataVersion) return;
-    this.#dataVersion = version;
+    if (this.#watch !== undefined) {
+      const count = this.#watch.count();
+      if (count === this.#seen) return;
+      this.#seen = count;
+    } else {
+      const version = (this.#st.get('PRAGMA data_version').get() as unknown as number[])[0]!;
+      if (version === this.#dataVersion) return;
+      this.#dataVersion = version;
+    }
     this.#tx.dropCaches();
     this.#sessionChecked = false;
     this.#quotasStale = true;
@@ -504,6 +521,7 @@ export class SqliteEngine {
       // The operation that comes next meets the same error and reports it.
     }
     this.#group = [];
+    this.#dirty = false;
     this.#afterCommit = new Promise(resolve => {
       this.#settleCommit = resolve;
     });
@@ -547,9 +565,11 @@ export class SqliteEngine {
     }
     const tx = this.#tx;
     tx.begin();
+    const before = job.op === undefined ? this.#totalChanges() : 0;
     try {
       if (!this.#db!.isTransaction) throw EIO.because('the metadata database does not begin a transaction');
       if (this.#group.length === 0) {
+        // Under the write lock: what was read before and is still valid stays so until the commit.
         this.#validate();
         if (this.#quotasStale && Date.now() - this.#quotasLoaded > 1000) this.#loadQuotas();
       }
@@ -562,8 +582,14 @@ export class SqliteEngine {
       }
       job.error = e;
     }
+    // An operation that wrote has written its record, a change for certain; what has no record may have matched no row.
+    this.#dirty ||= tx.writes > 0 && (job.op !== undefined || this.#totalChanges() > before);
     this.#group.push(job);
     if (this.#group.length >= GROUP_MAX) this.#commit();
+  }
+
+  #totalChanges(): number {
+    return (this.#st.get('SELECT total_changes()').get() as unknown as number[])[0]!;
   }
 
   /** The op record's rules (engine.ts), the body, the record. */
@@ -582,7 +608,7 @@ export class SqliteEngine {
     if (record.seq >= op.seq) {
       if (record.seq > op.seq) throw EIO.because(`operation ${op.kind}/${op.slot}/${op.seq} comes after ${record.seq}`);
       const row = this.#st.one(
-        `SELECT result FROM ${this.#own('op')} WHERE sid=? AND kind=? AND slot=?`,
+        'SELECT result FROM @op WHERE sid=? AND kind=? AND slot=?',
         this.volume.sid,
         op.kind,
         op.slot,
@@ -606,7 +632,7 @@ export class SqliteEngine {
     tx.writes++;
     if (record.exists) {
       this.#st.exec(
-        `UPDATE ${this.#own('op')} SET seq=?,result=?,acct=? WHERE sid=? AND kind=? AND slot=?`,
+        'UPDATE @op SET seq=?,result=?,acct=? WHERE sid=? AND kind=? AND slot=?',
         op.seq,
         result,
         acct,
@@ -616,7 +642,7 @@ export class SqliteEngine {
       );
     } else {
       this.#st.exec(
-        `INSERT INTO ${this.#own('op')}(seq,result,acct,sid,kind,slot) VALUES(?,?,?,?,?,?)`,
+        'INSERT INTO @op(seq,result,acct,sid,kind,slot) VALUES(?,?,?,?,?,?)',
         op.seq,
         result,
         acct,
@@ -639,7 +665,7 @@ export class SqliteEngine {
     let record = this.#records.get(key);
     if (record === undefined) {
       const row = this.#st.one(
-        `SELECT seq,acct FROM ${this.#own('op')} WHERE sid=? AND kind=? AND slot=?`,
+        'SELECT seq,acct FROM @op WHERE sid=? AND kind=? AND slot=?',
         this.volume.sid,
         op.kind,
         op.slot,
@@ -656,8 +682,7 @@ export class SqliteEngine {
   /** Throws EIO when the session is gone, taken over or expired. */
   #checkSession(): void {
     if (this.#lost === undefined && !this.#sessionChecked) {
-      const own = this.#own('session');
-      const sql = `SELECT s.incarnation,s.epoch,j.expire FROM ${own} s JOIN $session2 j ON j.sid=s.sid WHERE s.sid=?`;
+      const sql = 'SELECT s.incarnation,s.epoch,j.expire FROM @session s JOIN $session2 j ON j.sid=s.sid WHERE s.sid=?';
       const row = this.#st.one(sql, this.volume.sid);
       if (row === undefined) this.#lose('its record is gone');
       else if (row[0] !== this.#identity!.incarnation || row[1] !== this.#identity!.epoch)
@@ -703,6 +728,7 @@ export class SqliteEngine {
     this.#quotasLoaded = 0;
     this.#sessionChecked = false;
     this.#dataVersion = -1;
+    this.#seen = -1;
   }
 
   #settle(): void {
@@ -718,6 +744,9 @@ export class SqliteEngine {
     let failure: Errno | undefined;
     try {
       this.#st.get('COMMIT').get();
+      // While we held the write lock nobody else could commit: one more is ours. If another came right after it, the count is
+      // ahead and the next look finds it.
+      if (this.#dirty && this.#seen >= 0) this.#seen = (this.#seen + 1) >>> 0;
     } catch (e) {
       failure = toErrno(e);
       this.#rollback();
@@ -799,10 +828,7 @@ export class SqliteEngine {
       }
     }
     if (this.volume.sid !== 0) {
-      for (const r of this.#st.all(
-        `SELECT acct FROM ${this.#own('op')} WHERE sid=? AND acct IS NOT NULL`,
-        this.volume.sid,
-      )) {
+      for (const r of this.#st.all('SELECT acct FROM @op WHERE sid=? AND acct IS NOT NULL', this.volume.sid)) {
         for (const d of decodeDeltas(r[0] as Uint8Array)) this.#count(d);
       }
     }
@@ -831,7 +857,7 @@ export class SqliteEngine {
     }
     if (!pending) return;
     this.#applyUsage(sum);
-    this.#st.exec(`UPDATE ${this.#own('op')} SET acct=NULL WHERE sid=? AND acct IS NOT NULL`, this.volume.sid);
+    this.#st.exec('UPDATE @op SET acct=NULL WHERE sid=? AND acct IS NOT NULL', this.volume.sid);
   }
 
   #applyUsage(list: readonly Delta[]): void {
@@ -848,6 +874,15 @@ export class SqliteEngine {
         // No row: counted anew, with everything that has happened. A directory that is gone needs none.
         if (tx.readNode(d.key)?.type !== FileType.directory) continue;
         const s = runSync(countChildren(tx, d.key));
+        // What records still hold of it will come with a flush.
+        for (const record of this.#records.values()) {
+          for (const p of record.deltas) {
+            if (p.kind !== Usage.dirStat || p.key !== d.key) continue;
+            s.length -= p.length;
+            s.space -= p.space;
+            s.inodes -= p.inodes;
+          }
+        }
         tx.insertDirStat(d.key, s.length, s.space, s.inodes);
       } else if (d.kind === Usage.dirQuota) {
         this.#st.exec(
@@ -918,13 +953,14 @@ export class SqliteEngine {
         // Rows of an older session with this number (the counter came back by a restore) must not be taken for ours.
         this.#dropOwn(id);
         this.#st.exec('INSERT INTO $session2(sid,expire,info) VALUES(?,?,?)', id, expire, this.#infoJson(info));
-        const sql = `INSERT INTO ${this.#own('session')}(sid,incarnation,volume,epoch) VALUES(?,?,?,1)`;
+        const sql = 'INSERT INTO @session(sid,incarnation,volume,epoch) VALUES(?,?,?,1)';
         this.#st.exec(sql, id, incarnation, this.volume.format.UUID);
         if (this.volume.format.ChangeLog) runSync(this.#logSession(id, expire, info));
         return id;
       }),
     );
     this.#begin({ sid, incarnation, epoch: 1 }, expire);
+    this.#watch ??= await watchCommits(this.path);
     return { sid, incarnation, epoch: 1 };
   }
 
@@ -951,14 +987,14 @@ export class SqliteEngine {
     const epoch = await this.#patiently(() =>
       this.#exclusive(() => {
         for (const sql of ownSchema(this.prefix)) this.#db!.exec(sql);
-        const row = this.#st.one(`SELECT incarnation,volume,epoch FROM ${this.#own('session')} WHERE sid=?`, sid);
+        const row = this.#st.one('SELECT incarnation,volume,epoch FROM @session WHERE sid=?', sid);
         if (row === undefined) throw ESTALE.because(`session ${sid} has no record`);
         if (row[0] !== identity.incarnation || row[1] !== this.volume.format.UUID)
           throw ESTALE.because(`session ${sid} belongs to another mount`);
         if ((row[2] as number) < identity.epoch)
           throw ESTALE.because(`session ${sid} comes from an older state of the database`);
         const epoch = (row[2] as number) + 1;
-        this.#st.exec(`UPDATE ${this.#own('session')} SET epoch=? WHERE sid=?`, epoch, sid);
+        this.#st.exec('UPDATE @session SET epoch=? WHERE sid=?', epoch, sid);
         if (this.#st.run('UPDATE $session2 SET expire=?,info=? WHERE sid=?', expire, this.#infoJson(info), sid) === 0) {
           throw ESTALE.because(`session ${sid} was cleaned by another client`);
         }
@@ -966,8 +1002,9 @@ export class SqliteEngine {
       }),
     );
     this.#begin({ ...identity, epoch }, expire);
+    this.#watch ??= await watchCommits(this.path);
     // Records that hold usage are known, so that the next flush finds it.
-    for (const row of this.#st.all(`SELECT kind,slot FROM ${this.#own('op')} WHERE sid=? AND acct IS NOT NULL`, sid)) {
+    for (const row of this.#st.all('SELECT kind,slot FROM @op WHERE sid=? AND acct IS NOT NULL', sid)) {
       this.#record({ kind: row[0] as number, slot: row[1] as number, seq: 0 });
     }
     this.#scheduleFlush();
@@ -1060,7 +1097,7 @@ export class SqliteEngine {
         .map(r => r[0] as number);
       // Sessions of ours that another client cleaned leave their own rows, with usage that was never counted.
       if (this.#ownTables()) {
-        const sql = `SELECT sid FROM ${this.#own('session')} WHERE sid NOT IN (SELECT sid FROM $session2) LIMIT ?`;
+        const sql = 'SELECT sid FROM @session WHERE sid NOT IN (SELECT sid FROM $session2) LIMIT ?';
         for (const r of this.#st.all(sql, limit)) if (!sids.includes(r[0] as number)) sids.push(r[0] as number);
       }
       return sids.slice(0, limit);
@@ -1072,8 +1109,8 @@ export class SqliteEngine {
   }
 
   #dropOwn(sid: number): void {
-    this.#st.exec(`DELETE FROM ${this.#own('op')} WHERE sid=?`, sid);
-    this.#st.exec(`DELETE FROM ${this.#own('session')} WHERE sid=?`, sid);
+    this.#st.exec('DELETE FROM @op WHERE sid=?', sid);
+    this.#st.exec('DELETE FROM @session WHERE sid=?', sid);
   }
 
   async cleanSession(sid: number): Promise<void> {
@@ -1089,7 +1126,7 @@ export class SqliteEngine {
       yield* dropSustained(tx, sid);
       if (self.#ownTables()) {
         const sum: Delta[] = [];
-        for (const r of st.all(`SELECT acct FROM ${self.#own('op')} WHERE sid=? AND acct IS NOT NULL`, sid)) {
+        for (const r of st.all('SELECT acct FROM @op WHERE sid=? AND acct IS NOT NULL', sid)) {
           for (const d of decodeDeltas(r[0] as Uint8Array)) addDelta(sum, d);
         }
         self.#applyUsage(sum);
