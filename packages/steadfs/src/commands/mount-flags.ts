@@ -74,6 +74,13 @@ export const mountFlags: readonly Flag[] = [
     help: 'memory for dirty data and cached blocks together',
   },
   { name: 'max-uploads', type: 'int', default: '20', help: 'concurrent uploads' },
+  { name: 'max-downloads', type: 'int', default: '200', help: 'concurrent downloads' },
+  { name: 'max-readahead', type: 'size', unit: 'M', default: '0', help: 'read-ahead of one open file, 0 = 8 blocks' },
+  { name: 'prefetch', type: 'int', default: '1', help: 'blocks fetched whole at the same time after reads of parts' },
+  { name: 'upload-limit', type: 'bandwidth', default: '0', help: "Mbps, 0 = the volume's limit" },
+  { name: 'download-limit', type: 'bandwidth', default: '0', help: "Mbps, 0 = the volume's limit" },
+  { name: 'get-timeout', type: 'duration', default: '60s', help: 'time limit of a download' },
+  { name: 'put-timeout', type: 'duration', default: '60s', help: 'time limit of an upload' },
   { name: 'max-deletes', type: 'int', default: '10', help: 'concurrent deletions of blocks, 0 = delete none' },
   { name: 'io-retries', type: 'int', default: '10', help: 'retries of metadata commands and uploads' },
   { name: 'max-fuse-io', type: 'size', unit: 'B', default: '128K', help: 'largest request of the kernel, at most 1M' },
@@ -95,6 +102,14 @@ export interface ServiceOptions {
   skipDirMtimeMs: number;
   bufferSize: number;
   maxUploads: number;
+  maxDownloads: number;
+  maxReadahead: number;
+  prefetch: number;
+  /** Mbps, 0 = the volume's. */
+  uploadLimit: number;
+  downloadLimit: number;
+  getTimeoutMs: number;
+  putTimeoutMs: number;
   maxDeletes: number;
   ioRetries: number;
   maxFuseIo: number;
@@ -245,6 +260,13 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
       skipDirMtimeMs: within(flags, 'skip-dir-mtime', 0, 3600) * 1000,
       bufferSize,
       maxUploads: within(flags, 'max-uploads', 1, 1000),
+      maxDownloads: within(flags, 'max-downloads', 1, 10_000),
+      maxReadahead: within(flags, 'max-readahead', 0, 2 ** 40),
+      prefetch: within(flags, 'prefetch', 0, 1000),
+      uploadLimit: within(flags, 'upload-limit', 0, 1e9),
+      downloadLimit: within(flags, 'download-limit', 0, 1e9),
+      getTimeoutMs: within(flags, 'get-timeout', 0.001, 86400) * 1000,
+      putTimeoutMs: within(flags, 'put-timeout', 0.001, 86400) * 1000,
       maxDeletes: within(flags, 'max-deletes', 0, 1000),
       ioRetries: within(flags, 'io-retries', 0, 1000),
       maxFuseIo,

@@ -1,13 +1,300 @@
-import { VERSION } from '../version.ts';
+/**
+ * The process that serves a mount; started by the keeper or by systemd, never by users. Everything it needs to know is in the capsule's
+ * launch record. A fresh mount, a restart after a crash and an upgrade are the same act: engine and store are opened (an old service may still
+ * serve meanwhile), then the capsule is adopted, then requests are answered.
+ */
+import { hostname, networkInterfaces } from 'node:os';
+import type { Capsule, Context, FileSystem } from '@steadfs/fuse';
+import { INIT } from '@steadfs/fuse/abi';
+import { EIO, Errno, ESTALE } from '@steadfs/fuse/errno';
+import { unmount } from '@steadfs/fuse/mount';
+import { runService } from '@steadfs/fuse/service';
+import { DEFAULT_FLAGS, type Session, serve } from '@steadfs/fuse/session';
+import { createFileData, FILE_DATA_SECTIONS } from '../data/create.ts';
+import type { FileData } from '../data/file-data.ts';
+import { type Format, versionGate } from '../format/volume.ts';
+import type { EngineEvents, MetaEngine, SessionIdentity, SessionInfo } from '../meta/engine.ts';
+import { openEngine } from '../meta/registry.ts';
+import type { ObjectStore } from '../object/store.ts';
+import { type LogHandle, startLog } from '../observe/log.ts';
+import { meteredStore } from '../observe/metered-store.ts';
+import { addProcessGauges, Metrics } from '../observe/metrics.ts';
+import { CLIENT_VERSION, VERSION } from '../version.ts';
+import { Counters } from '../vfs/counters.ts';
+import { openSession, SESSION_BLOB } from '../vfs/session.ts';
+import { createUpkeep } from '../vfs/upkeep.ts';
+import { createVfs, VFS_SECTIONS } from '../vfs/vfs.ts';
 import type { Command } from './command.ts';
+import { Failure, messageOf } from './failure.ts';
+import { withoutSecrets } from './mask.ts';
+import type { ServiceOptions } from './mount-flags.ts';
+import { openVolumeStore } from './volume.ts';
+
+interface Warm {
+  options: ServiceOptions;
+  engine: MetaEngine;
+  store: ObjectStore;
+  format: Format;
+  /** What the engine tells; the handlers that need the file system are put in when there is one. */
+  events: EngineEvents;
+}
 
 export const command: Command = {
   name: 'service',
-  args: '',
-  summary: 'print the version',
+  args: '<MOUNTPOINT>',
+  summary: 'serve a mount (started by the keeper)',
   flags: [],
   async run() {
-    console.log(`steadfs version ${VERSION}`);
-    return undefined;
+    // Until the launch record is read: to stderr, which the keeper has opened.
+    let log: LogHandle = startLog({ level: 'info' });
+    let session: Session | undefined;
+    return runService<Warm>({
+      version: VERSION,
+      sections: [...VFS_SECTIONS, ...FILE_DATA_SECTIONS],
+      log: (level, message) => log[level](message),
+      async prepare({ launch }) {
+        const options = launch.options as ServiceOptions;
+        Object.assign(process.env, options.environment);
+        log = startLog({ level: options.logLevel, ...(options.logFile ? { file: options.logFile } : {}) });
+        process.on('exit', () => log.flushLog());
+        process.on('SIGHUP', () => log.reopen());
+        return prepare(options, log);
+      },
+      async serve(start, { options, engine, store, format, events }) {
+        const { capsule, launch } = start;
+        const metrics = new Metrics();
+        addProcessGauges(metrics);
+        const info = sessionInfo(launch.mountPoint, launch.created);
+        const { identity, lost } = await ownSession(engine, capsule, info, log);
+        const data = createFileData({
+          meta: engine,
+          store: meteredStore(store, metrics),
+          capsule,
+          format,
+          readOnly: options.mount.readOnly,
+          bufferSize: options.bufferSize,
+          maxUploads: options.maxUploads,
+          maxDownloads: options.maxDownloads,
+          maxReadahead: options.maxReadahead,
+          prefetch: options.prefetch,
+          ioRetries: options.ioRetries,
+          getTimeout: options.getTimeoutMs,
+          putTimeout: options.putTimeoutMs,
+          uploadLimit: bytesPerSecond(options.uploadLimit || format.UploadLimit || 0),
+          downloadLimit: bytesPerSecond(options.downloadLimit || format.DownloadLimit || 0),
+          maxDeletes: options.maxDeletes,
+          warn: message => log.warn(message),
+        });
+        addDataGauges(metrics, data);
+        const counters = new Counters(capsule);
+        const upkeep = createUpkeep({
+          engine,
+          data,
+          log,
+          format: () => format,
+          jobOp: slot => counters.jobOp(slot),
+          heartbeat: options.mount.heartbeat,
+          noJobs: options.noBgjob || options.mount.readOnly,
+          deleteObjects: options.maxDeletes > 0,
+        });
+        const vfs = await createVfs({
+          engine,
+          data,
+          capsule,
+          format,
+          options: options.mount,
+          session: identity,
+          metrics,
+          log,
+          version: CLIENT_VERSION,
+          mountPoint: launch.mountPoint,
+          deleted: upkeep.deleted,
+        });
+        const leave = (reason: string) => {
+          log.error(`${reason}: unmounting ${launch.mountPoint}`);
+          unmount(launch.mountPoint, { lazy: true }).catch((error: unknown) =>
+            log.error(`unmounting failed: ${messageOf(error)}`),
+          );
+        };
+        events.volumeLost = leave;
+        events.sessionLost = reason => log.error(`the session is lost: ${reason}. What is written now fails`);
+        events.changed = vfs.events.changed;
+        events.formatChanged = changed => {
+          Object.assign(format, changed);
+          vfs.events.formatChanged(format);
+          log.info('the settings of the volume changed');
+        };
+
+        const carried = await vfs.start();
+        session = serve({
+          fd: start.fd,
+          capsule,
+          fileSystem: lost ? withoutReplays(vfs.fileSystem) : vfs.fileSystem,
+          init: {
+            maxWrite: options.maxFuseIo,
+            flags: DEFAULT_FLAGS | (format.EnableACL ? INIT.POSIX_ACL : 0n),
+          },
+          log: (level, message, cause) => (cause ? log[level]({ err: cause }, message) : log[level](message)),
+        });
+        await session.start();
+        const { answered, repeated, parked } = session.stats.adopted;
+        start.serving({
+          ...carried,
+          'stored replies': answered,
+          'repeated requests': repeated,
+          'waiting requests': parked,
+        });
+        if (!session.locked) log.debug('the request memory could not be locked (RLIMIT_MEMLOCK)');
+
+        upkeep.start();
+        await startMetrics(options, metrics, launch.mountPoint, format.Name, log);
+        await session.done;
+        await upkeep.stop();
+        await store.close();
+        await engine.close();
+      },
+      yielding: () => session?.stopReading(),
+    });
   },
 };
+
+/** Opens the database and the store, and looks whether they are still the volume that was mounted. Changes nothing. */
+async function prepare(options: ServiceOptions, log: LogHandle): Promise<Warm> {
+  const events: EngineEvents = {
+    sessionLost: reason => log.error(reason),
+    formatChanged() {},
+    volumeLost: reason => log.error(reason),
+    changed() {},
+    trouble: message => (message ? log.warn(`database: ${message}`) : log.info('the database can be reached again')),
+  };
+  const { mount } = options;
+  let engine: MetaEngine;
+  try {
+    engine = await openEngine(options.metaUrl, {
+      readOnly: mount.readOnly,
+      skipDirMtime: options.skipDirMtimeMs,
+      heartbeat: mount.heartbeat,
+      atimeMode: mount.atimeMode,
+      retries: options.ioRetries,
+      events,
+    });
+  } catch (error) {
+    throw new Failure(`cannot open the database: ${withoutSecrets(messageOf(error), options.metaUrl)}`);
+  }
+  const format = await engine.load();
+  if (!format) throw new Failure(`${engine.name} holds no volume any more`);
+  const gate = versionGate(format, CLIENT_VERSION);
+  if (gate) throw new Failure(gate);
+  if (format.UUID !== options.volume.uuid)
+    throw new Failure(`${engine.name} holds another volume now (${format.Name}, ${format.UUID})`);
+  if (options.bucket) format.Bucket = options.bucket;
+  return { options, engine, store: await openVolumeStore(format), format, events };
+}
+
+/**
+ * The session of the mount. One that the database does not know any more (it expired while nobody served, and was cleaned up) is replaced by a new one; `lost`
+ * then, as nobody can tell which of the requests that were under way took effect.
+ */
+async function ownSession(
+  engine: MetaEngine,
+  capsule: Capsule,
+  info: SessionInfo,
+  log: LogHandle,
+): Promise<{ identity: SessionIdentity; lost: boolean }> {
+  try {
+    return { identity: await openSession(engine, capsule, info), lost: false };
+  } catch (error) {
+    if (!(error instanceof Errno && error.errno === ESTALE.errno)) throw error;
+    log.error(
+      `the session is gone (${messageOf(error)}): locks and removed open files are lost, changes under way fail with EIO`,
+    );
+    const identity = await engine.newSession(info);
+    capsule.blob(SESSION_BLOB, 1024).set(Buffer.from(JSON.stringify(identity)));
+    return { identity, lost: true };
+  }
+}
+
+const READING = new Set([
+  'lookup',
+  'getattr',
+  'statx',
+  'readlink',
+  'read',
+  'readdir',
+  'statfs',
+  'access',
+  'getxattr',
+  'listxattr',
+  'getlk',
+  'lseek',
+  'poll',
+  'opendir',
+  'releasedir',
+  'fsync',
+  'fsyncdir',
+  'flush',
+  'syncfs',
+  'release',
+  'write',
+]);
+
+/** Answers EIO to repeated requests whose outcome is unknown. Reads, and writes (whose data is in the capsule), are carried out. */
+function withoutReplays(fs: FileSystem): FileSystem {
+  const out: Record<string, unknown> = { ...fs };
+  for (const [name, method] of Object.entries(fs)) {
+    if (typeof method !== 'function' || READING.has(name) || ['init', 'destroy', 'forget'].includes(name)) continue;
+    out[name] = (ctx: Context, ...rest: unknown[]) => {
+      if (ctx.replay) throw EIO.because(`${name}: the session was lost, and with it whether this request took effect`);
+      return (method as (...args: unknown[]) => unknown)(ctx, ...rest);
+    };
+  }
+  return out as unknown as FileSystem;
+}
+
+function sessionInfo(mountPoint: string, mountedMs: number): SessionInfo {
+  const addresses = Object.values(networkInterfaces())
+    .flatMap(list => list ?? [])
+    .filter(a => !a.internal && a.family === 'IPv4')
+    .map(a => a.address);
+  return {
+    version: CLIENT_VERSION,
+    hostName: hostname(),
+    ...(addresses.length > 0 ? { ipAddrs: addresses } : {}),
+    mountPoint,
+    mountTime: new Date(mountedMs).toISOString(),
+    processId: process.pid,
+  };
+}
+
+/** From Mbps. */
+function bytesPerSecond(mbps: number): number {
+  return (mbps * 1e6) / 8;
+}
+
+function addDataGauges(metrics: Metrics, data: FileData): void {
+  metrics.gauge('used_buffer_size_bytes', 'Memory of dirty data and cached blocks', () => {
+    const { dirty, cached } = data.stats();
+    return dirty + cached;
+  });
+  metrics.gauge('store_cache_size_bytes', 'Memory of cached blocks', () => data.stats().cached);
+  metrics.gauge('object_request_uploading', 'Uploads under way', () => data.stats().uploading);
+}
+
+/** A mount does without metrics rather than not at all. */
+async function startMetrics(
+  options: ServiceOptions,
+  metrics: Metrics,
+  mountPoint: string,
+  volume: string,
+  log: LogHandle,
+): Promise<void> {
+  if (options.metrics === '') return;
+  try {
+    const { serveMetrics } = await import('../observe/metrics-server.ts');
+    const labels = { mp: mountPoint, vol_name: volume, juicefs_version: CLIENT_VERSION, instance: hostname() };
+    const { address } = await serveMetrics(metrics, labels, options.metrics, options.metricsExplicit);
+    log.info(`metrics at http://${address}/metrics`);
+  } catch (error) {
+    log.warn(`no metrics: ${messageOf(error)}`);
+  }
+}

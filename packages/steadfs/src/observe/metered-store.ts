@@ -28,6 +28,8 @@ export function meteredStore(store: ObjectStore, metrics: Metrics): ObjectStore 
     delete: key => timed('DELETE', store.delete(key), () => 0),
     list: (prefix, after, limit) => store.list(prefix, after, limit),
     sync: keys => store.sync(keys),
+    ...(store.syncAll ? { syncAll: () => store.syncAll!() } : {}),
+    ...(store.syncAll === undefined ? {} : { syncAll: () => store.syncAll!() }),
     close: () => store.close(),
   };
 }

@@ -1,0 +1,204 @@
+// timeout: 180
+// alone
+/** A volume from format to umount by the command line: background and foreground, live options, refusals, dead mounts. */
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { abortMount, missing, mountOf } from '../support/volume.ts';
+import { steadfs } from './cli-process.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'steadfs-mount-'));
+const mp = join(folder, 'mp');
+const log = join(folder, 'log');
+const url = `sqlite3://${folder}/v.db`;
+const root = process.getuid!() === 0;
+const lack =
+  missing('steadfs') ?? (root || existsSync('/usr/bin/fusermount3') ? undefined : 'neither root nor fusermount3');
+
+/** A program that touches the mount: never this process itself. */
+function sh(script: string): { status: number | null; output: string } {
+  const { status, stdout, stderr } = spawnSync('sh', ['-c', script], {
+    encoding: 'utf8',
+    timeout: 20_000,
+    killSignal: 'SIGKILL',
+    cwd: folder,
+  });
+  return { status, output: stdout + stderr };
+}
+
+async function ok(...args: string[]): Promise<string> {
+  const { status, stdout, stderr } = await steadfs(args);
+  assert.equal(status, 0, `steadfs ${args.join(' ')}\n${stderr}${existsSync(log) ? readFileSync(log, 'utf8') : ''}`);
+  return stdout;
+}
+
+const mount = (...flags: string[]) => ok('mount', '-d', '--log', log, '--metrics', '', url, mp, ...flags);
+
+interface State {
+  state: string;
+  service?: { pid: number; version: string };
+  keeper?: { pid: number };
+  takeovers: { why: string; pause: number }[];
+}
+
+async function state(): Promise<State> {
+  return (JSON.parse(await ok('status', mp)) as { mount: State }).mount;
+}
+
+before(async () => {
+  if (lack) return;
+  mkdirSync(mp);
+  await ok('format', url, 'myvol', '--bucket', join(folder, 'objects'), '--trash-days', '0');
+});
+
+after(() => {
+  abortMount(mp);
+  rmSync(folder, { recursive: true, force: true });
+});
+
+test('a mount in the background, used, and ended', { skip: lack ?? false }, async () => {
+  assert.equal(await mount(), `OK, myvol is ready at ${mp}\n`);
+  assert.equal(mountOf(mp)?.type, 'fuse.steadfs');
+  assert.match(readFileSync('/proc/self/mountinfo', 'utf8'), new RegExp(`${mp} .* - fuse.steadfs Steadfs:myvol rw,`));
+  assert.deepEqual(sh('cd mp && mkdir d && echo hello > d/f && cat d/f && mv d/f d/g && ls d && stat -c %i .'), {
+    status: 0,
+    output: 'hello\ng\n1\n',
+  });
+  const now = await state();
+  assert.equal(now.state, 'serving');
+  assert.equal(now.takeovers.length, 1);
+  for (const pid of [now.service!.pid, now.keeper!.pid]) {
+    assert.ok(readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').includes(mp));
+    assert.doesNotMatch(
+      readFileSync(`/proc/${pid}/environ`, 'utf8') + readFileSync(`/proc/${pid}/cmdline`, 'utf8'),
+      /v\.db/,
+    );
+  }
+  assert.match(await ok('info', `${mp}/d/g`), /length: 6 Bytes/);
+  const sessions = (JSON.parse(await ok('status', url)) as { Sessions: Record<string, unknown>[] }).Sessions;
+  assert.equal(sessions.length, 1);
+  assert.equal(sessions[0]!.MountPoint, mp);
+  assert.match(String(sessions[0]!.Version), /^1\.4\.1\+steadfs\.\d+\.\d+\.\d+$/);
+  await ok('umount', mp, '--flush');
+  assert.equal(mountOf(mp), undefined);
+  assert.deepEqual((JSON.parse(await ok('status', url)) as { Sessions: unknown[] }).Sessions, []);
+  assert.ok(!existsSync(`/proc/${now.service!.pid}`));
+  assert.ok(!existsSync(`/proc/${now.keeper!.pid}`));
+});
+
+test('what was written is there after the next mount', { skip: lack ?? false }, async () => {
+  await mount();
+  assert.equal(sh('cat mp/d/g').output, 'hello\n');
+  await ok('umount', mp);
+});
+
+test('mount on a live mount is an upgrade; what cannot change is refused', { skip: lack ?? false }, async () => {
+  await mount();
+  const holder = spawn('sh', ['-c', 'exec 3< mp/d/g; sleep 1; cd mp; cat <&3; sleep 30'], { cwd: folder });
+  try {
+    await sleep(300);
+    const old = await state();
+    const line = await mount('--attr-cache', '5s');
+    assert.match(
+      line,
+      /^OK, myvol at .* was upgraded from \d+\.\d+\.\d+ to \d+\.\d+\.\d+; pause [\d.]+ ms; carried over: .*1 handles/,
+    );
+    const now = await state();
+    assert.notEqual(now.service!.pid, old.service!.pid);
+    assert.deepEqual(
+      now.takeovers.map(t => t.why),
+      ['mount', 'upgrade'],
+    );
+    assert.equal(sh('cat mp/d/g').output, 'hello\n');
+
+    for (const flags of [['--max-fuse-io', '1M'], ['--read-only'], ['--subdir', 'd'], ['-o', 'noexec']]) {
+      const refused = await steadfs(['mount', '-d', '--log', log, url, mp, ...flags]);
+      assert.equal(refused.status, 1, refused.stdout);
+      assert.match(refused.stderr, /cannot change on a live mount/);
+    }
+    assert.equal((await state()).service!.pid, now.service!.pid);
+
+    await sleep(1000);
+    const busy = await steadfs(['umount', mp]);
+    assert.equal(busy.status, 1);
+    assert.match(busy.stderr, new RegExp(`ERROR: ${mp} is busy: used by .*(sh|sleep) \\(\\d+\\)`));
+    assert.equal(mountOf(mp)?.type, 'fuse.steadfs');
+  } finally {
+    holder.kill('SIGKILL');
+    sh(`pkill -KILL -P ${holder.pid}`);
+  }
+  await sleep(200);
+  await ok('umount', mp, '--force');
+  assert.equal(mountOf(mp), undefined);
+});
+
+test('the service is started again after kill -9, another volume is refused, and so is a second one', {
+  skip: lack ?? false,
+}, async () => {
+  await mount();
+  const old = await state();
+  process.kill(old.service!.pid, 'SIGKILL');
+  assert.equal(sh('cat mp/d/g').output, 'hello\n');
+  const now = await state();
+  assert.deepEqual(
+    now.takeovers.map(t => t.why),
+    ['mount', 'crash'],
+  );
+  const other = `sqlite3://${folder}/other.db`;
+  await ok('format', other, 'other', '--bucket', join(folder, 'objects'));
+  const refused = await steadfs(['mount', '-d', '--log', log, other, mp]);
+  assert.equal(refused.status, 1);
+  assert.match(refused.stderr, /is busy: Steadfs:myvol is mounted there/);
+  await ok('umount', mp);
+});
+
+test('a dead mount is replaced with a warning', { skip: lack ?? (root ? false : 'needs root') }, async () => {
+  await mount();
+  const { service, keeper } = await state();
+  process.kill(keeper!.pid, 'SIGKILL');
+  process.kill(service!.pid, 'SIGKILL');
+  for (let i = 0; i < 50 && (existsSync(`/proc/${service!.pid}`) || existsSync(`/proc/${keeper!.pid}`)); i++)
+    await sleep(20);
+  assert.equal((await state()).state, 'dead');
+  const again = await steadfs(['mount', '-d', '--log', log, '--metrics', '', url, mp]);
+  assert.equal(again.status, 0, again.stderr);
+  assert.match(again.stderr, /WARNING: removed a dead mount of Steadfs:myvol/);
+  assert.equal(sh('cat mp/d/g').output, 'hello\n');
+  await ok('umount', mp);
+});
+
+test('in the foreground the command serves, and SIGTERM unmounts', { skip: lack ?? false }, async () => {
+  const launcher = join(import.meta.dirname, '../../bin/steadfs');
+  const child: ChildProcess = spawn(launcher, ['mount', '--metrics', '', url, mp, '--read-only'], {
+    env: { ...process.env, STEADFS_NODE: process.execPath },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let stderr = '';
+  child.stderr!.on('data', data => {
+    stderr += data;
+  });
+  const ended = new Promise<number | null>(done => child.on('exit', done));
+  for (let i = 0; i < 100 && !mountOf(mp); i++) await sleep(100);
+  assert.equal(sh('cat mp/d/g').output, 'hello\n', stderr);
+  assert.match(sh('touch mp/x').output, /Read-only file system/);
+  child.kill('SIGTERM');
+  const code = await Promise.race([ended, sleep(10_000).then(() => 'too late')]);
+  assert.equal(code, 0, stderr);
+  assert.equal(mountOf(mp), undefined);
+});
+
+test('a log or a store that cannot be written is said at once', {
+  skip: lack ?? (root ? false : 'needs root'),
+}, async () => {
+  const refused = await steadfs(['mount', '-d', '--log', '/proc/none/log', url, mp]);
+  assert.equal(refused.status, 1);
+  assert.match(refused.stderr, /cannot write the log \/proc\/none\/log/);
+  const probe = await steadfs(['mount', '-d', '--log', log, '--check-storage', '--bucket', '/proc/none/', url, mp]);
+  assert.equal(probe.status, 1);
+  assert.match(probe.stderr, /ERROR: storage file:\/\/\/proc\/none\/ cannot be used/);
+  assert.equal(mountOf(mp), undefined);
+});
