@@ -224,7 +224,8 @@ export function becomeProgram(
   }
   for (const fd of [1, 2])
     try {
-      // Node makes pipes and terminals of its standard streams non-blocking, for all who share them.
+      // Node makes its standard streams close-on-exec, and pipes and terminals among them non-blocking, for all who share them.
+      sys.setCloexec(fd, false);
       sys.setNonblock(fd, false);
     } catch {
       // Closed: nothing to set.

@@ -619,6 +619,28 @@ function holders(mountPoint: string, device: string): { pid: number; launch: Lau
   return result;
 }
 
+/** The process that has the lock, and the process record, by way of the first of these processes that is still there. */
+function lookIntoCapsule(pids: readonly number[]): [number | undefined, ProcessRecord | undefined] {
+  // In the service itself another fd of the capsule must not even be closed: its lock would go.
+  if (pids.includes(process.pid)) return [process.pid, readProcessRecord(peekBlob(FD_CAPSULE, PROCESS_BLOB))];
+  let failure: unknown = new Error('no process holds the capsule');
+  for (const pid of pids) {
+    let fd: number;
+    try {
+      fd = sys.open(`/proc/${pid}/fd/${FD_CAPSULE}`, sys.O_RDWR);
+    } catch (error) {
+      failure = error;
+      continue;
+    }
+    try {
+      return [sys.lockHolder(fd), readProcessRecord(peekBlob(fd, PROCESS_BLOB))];
+    } finally {
+      sys.close(fd);
+    }
+  }
+  throw failure;
+}
+
 /** See {@link MountState}; undefined when nothing is mounted there. */
 export async function mountState(mountPoint: string): Promise<MountState | undefined> {
   const mount = findMount(mountPoint);
@@ -628,9 +650,8 @@ export async function mountState(mountPoint: string): Promise<MountState | undef
   if (!isFuse(mount)) return state;
   const waiting = waitingRequests(device);
   if (waiting !== undefined) state.waiting = waiting;
-  const found = holders(mountPoint, device);
-  const any = found[0];
-  if (!any) {
+  let found = holders(mountPoint, device);
+  if (found.length === 0) {
     const owner = mount.superOptions.find(o => o.startsWith('user_id='))?.slice(8);
     if (sys.geteuid() !== 0 && owner !== String(sys.geteuid()))
       return { ...state, message: `the mount belongs to user ${owner}` };
@@ -639,25 +660,29 @@ export async function mountState(mountPoint: string): Promise<MountState | undef
       return { ...state, state: 'dead', message: 'no process holds the connection' };
     return { ...state, message: 'its server is none of ours' };
   }
-  // In the service itself another fd of the capsule must not even be closed: its lock would go.
-  const self = found.some(f => f.pid === process.pid);
-  const capsule = self ? FD_CAPSULE : sys.open(`/proc/${any.pid}/fd/${FD_CAPSULE}`, sys.O_RDWR);
   let serving: number | undefined;
   let record: ProcessRecord | undefined;
-  try {
-    serving = sys.lockHolder(capsule) ?? (self ? process.pid : undefined);
-    record = readProcessRecord(peekBlob(capsule, PROCESS_BLOB));
-  } catch (error) {
-    state.message = message(error);
-  } finally {
-    if (!self) sys.close(capsule);
+  for (let tries = 0; ; tries++) {
+    try {
+      [serving, record] = lookIntoCapsule(found.map(f => f.pid));
+      break;
+    } catch (error) {
+      // They may have died between two looks, their successors are there already.
+      if (tries === 20) {
+        state.message = message(error);
+        break;
+      }
+      await sleep(2);
+      found = holders(mountPoint, device);
+    }
   }
   state.takeovers = record?.takeovers ?? [];
   const service = found.find(f => f.pid === serving);
   const keepers = found.filter(f => f.keeper);
   // During an upgrade there are two; the one that the service names counts.
   const keeper = keepers.find(k => k.pid === record?.keeper) ?? keepers[0];
-  const source_ = service ?? keeper ?? any;
+  const source_ = service ?? keeper ?? found[0];
+  if (!source_) return state;
   state.launch = source_.launch;
   if (service) state.service = { pid: service.pid, version: service.launch.version };
   if (keeper && !source_.launch.systemd) state.keeper = { pid: keeper.pid };
