@@ -10,6 +10,7 @@ function lazy(schemes: readonly string[], load: () => Promise<EngineDriver>): En
 
 const DRIVERS: readonly EngineDriver[] = [
   sqliteDriver,
+  lazy(['redis', 'rediss', 'unix'], async () => (await import('./redis/engine.ts')).redisDriver),
   lazy(['postgres', 'postgresql'], async () => (await import('./sql/network.ts')).postgresDriver),
   lazy(['mysql'], async () => (await import('./sql/network.ts')).mysqlDriver),
 ];

@@ -1,0 +1,135 @@
+/**
+ * Scripts as they are sent: Lua source put together from its parts, by its SHA-1, and the packed context that every mutation begins with. Scripts are
+ * content-addressed, so versions of ours coexist on one server.
+ */
+import { createHash } from 'node:crypto';
+import type { Format } from '../../format/volume.ts';
+import type { Cred, Op, TimeSet } from '../engine.ts';
+import * as admin from './lua/admin.ts';
+import * as attrs from './lua/attrs.ts';
+import * as base from './lua/base.ts';
+import * as data from './lua/data.ts';
+import * as locks from './lua/locks.ts';
+import * as names from './lua/names.ts';
+
+export interface Script {
+  source: string;
+  sha: string;
+}
+
+function script(prefix: string, ...parts: string[]): Script {
+  const source = [`local P='${prefix}'`, ...parts]
+    .join('\n')
+    .replace(/^[ \t]+/gm, '')
+    .replace(/^--.*\n/gm, '')
+    .replace(/\n{2,}/g, '\n');
+  return { source, sha: createHash('sha1').update(source).digest('hex') };
+}
+
+/** All scripts for a key prefix ("" or "{db}"). */
+export function scripts(prefix: string) {
+  const { numbers, context, finish, access, usage, dirs, lengths, opening, removal } = base;
+  const mutation = (body: string, ...parts: string[]): Script =>
+    script(prefix, numbers, context, ...parts, body, finish);
+  const plain = (body: string): Script => script(prefix, numbers, body);
+  return {
+    make: mutation(names.make, access, usage, dirs, lengths, opening),
+    link: mutation(names.link, access, usage, dirs),
+    unlink: mutation(names.unlink, access, usage, dirs, removal),
+    rmdir: mutation(names.rmdir, access, usage, dirs, removal),
+    rename: mutation(names.rename, access, usage, dirs, removal),
+    open: mutation(attrs.open, access, usage, lengths, opening),
+    setattr: mutation(attrs.setattr, access, usage, lengths),
+    coverStep: mutation(attrs.coverStep),
+    fallocate: mutation(attrs.fallocate, access, usage, lengths),
+    setxattr: mutation(attrs.setxattr, access),
+    removexattr: mutation(attrs.removexattr, access),
+    setAcl: mutation(attrs.setAcl, access),
+    touchAtime: mutation(attrs.touchAtime),
+    write: mutation(data.write, access, usage, lengths),
+    copyRange: mutation(data.copyRange, access, usage, lengths),
+    compact: mutation(data.compact),
+    release: mutation(data.release, access, usage, dirs, removal),
+    deleteChunks: mutation(data.deleteChunks),
+    expireDelayed: mutation(data.expireDelayed),
+    forgetSlices: mutation(data.forgetSlices),
+    clone: mutation(data.clone, access, usage, dirs),
+    attach: mutation(data.attach, access, usage, dirs),
+    flock: mutation(locks.flock),
+    setlk: mutation(locks.setlk),
+    init: plain(admin.init),
+    newSession: plain(admin.newSession),
+    adoptSession: plain(admin.adoptSession),
+    heartbeat: plain(admin.heartbeat),
+    dropLocks: plain(admin.dropLocks),
+    dropSession: plain(admin.dropSession),
+    claimDuty: plain(admin.claimDuty),
+    addCounter: plain(admin.addCounter),
+    lookup: plain(admin.lookup),
+    getattr: plain(admin.getattr),
+    existingChunks: plain(admin.existingChunks),
+    setDirStat: plain(admin.setDirStat),
+    setQuota: plain(admin.setQuota),
+  };
+}
+export type Scripts = ReturnType<typeof scripts>;
+
+export interface ContextFacts {
+  /** Incarnation and epoch, 20 bytes; all zero without a session. */
+  head: Uint8Array;
+  session: boolean;
+  /** Store an op record. */
+  record: boolean;
+  tracking: boolean;
+  skipDirMtime: number;
+  format: Format;
+}
+
+/** i64 seconds and u32 nanoseconds, big-endian, 12 bytes. */
+export function packTime(t: TimeSet, b = Buffer.allocUnsafe(12), at = 0): Buffer {
+  b.writeInt32BE(Math.floor(t.sec / 0x100000000), at);
+  b.writeUInt32BE(((t.sec % 0x100000000) + 0x100000000) % 0x100000000, at + 4);
+  b.writeUInt32BE(t.nsec, at + 8);
+  return b;
+}
+
+/**
+ * The context, big-endian: header 20, seq u64, now 12, flags u16 (1 directory statistics, 2 user and group quotas, 4 ACL, 8 change log, 16 session,
+ * 32 trash, 64 record, 128 tracking), skip-dir-mtime, capacity and inodes f64, uid u32, gid u32, check u8, number of groups u16, groups u32.
+ */
+export function packContext(
+  facts: ContextFacts,
+  op: Op | undefined,
+  now: TimeSet,
+  cred: Cred | undefined,
+  allGroups: boolean,
+): Buffer {
+  const groups = cred !== undefined && (allGroups || (cred.checkPermission && cred.uid !== 0)) ? cred.groups() : [];
+  const b = Buffer.allocUnsafe(77 + groups.length * 4);
+  const f = facts.format;
+  b.set(facts.head, 0);
+  b.writeUInt32BE(op === undefined ? 0 : Math.floor(op.seq / 0x100000000), 20);
+  b.writeUInt32BE(op === undefined ? 0 : op.seq % 0x100000000, 24);
+  packTime(now, b, 28);
+  const flags =
+    (f.DirStats ? 1 : 0) |
+    (f.UserGroupQuota ? 2 : 0) |
+    (f.EnableACL ? 4 : 0) |
+    (f.ChangeLog ? 8 : 0) |
+    (facts.session ? 16 : 0) |
+    (f.TrashDays > 0 ? 32 : 0) |
+    (facts.record && op !== undefined ? 64 : 0) |
+    (facts.tracking ? 128 : 0);
+  b.writeUInt16BE(flags, 40);
+  b.writeDoubleBE(facts.skipDirMtime, 42);
+  b.writeDoubleBE(f.Capacity ?? 0, 50);
+  b.writeDoubleBE(f.Inodes ?? 0, 58);
+  b.writeUInt32BE(cred?.uid ?? 0, 66);
+  b.writeUInt32BE(cred?.gid ?? 0, 70);
+  b.writeUInt8(cred?.checkPermission ? 1 : 0, 74);
+  b.writeUInt16BE(groups.length, 75);
+  groups.forEach((g, i) => {
+    b.writeUInt32BE(g, 77 + i * 4);
+  });
+  return b;
+}
