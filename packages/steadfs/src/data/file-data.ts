@@ -32,7 +32,14 @@ export interface FileData {
    * at once while there is memory, else after some was freed (`waiting.park()` is called first). Throws a pending write error of
    * the inode (EIO, ENOSPC, EDQUOT …).
    */
-  write(ino: Ino, offset: number, data: WriteData, attr: Attr, killSuidgid: boolean, waiting: Waiting): MaybePromise<void>;
+  write(
+    ino: Ino,
+    offset: number,
+    data: WriteData,
+    attr: Attr,
+    killSuidgid: boolean,
+    waiting: Waiting,
+  ): MaybePromise<void>;
 
   /**
    * Up to `size` bytes at `offset`, committed slices with pending data laid over; never past `length`. The pieces are valid until

@@ -310,6 +310,14 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
       }
     },
 
+    async syncAll() {
+      try {
+        await syncFileSystem(root);
+      } catch (error) {
+        throw fail('sync', '', error);
+      }
+    },
+
     async close() {},
   };
 }
@@ -363,7 +371,25 @@ function fsync(path: string): Promise<void> {
   });
 }
 
-/** At most four at a time: more would occupy all of libuv's pool. */
+/** syncfs(2) of the file system that holds `path`, in libuv's pool. */
+async function syncFileSystem(path: string): Promise<void> {
+  const { default: koffi } = await import('koffi');
+  const syncfs = koffi.load('libc.so.6').func('syncfs', 'int', ['int']);
+  const fd = fs.openSync(path, 'r');
+  try {
+    await new Promise<void>((resolve, reject) =>
+      syncfs.async(fd, (error: unknown, result: number) => {
+        if (error) reject(error);
+        else if (result < 0) reject(new Error('syncfs failed'));
+        else resolve();
+      }),
+    );
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/** At most three at a time: more would occupy all of libuv's pool. */
 async function eachOf<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
   let next = 0;
   const worker = async (): Promise<void> => {

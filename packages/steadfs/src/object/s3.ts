@@ -415,7 +415,8 @@ export function createS3Store(options: S3Options): ObjectStore {
 
 function kindOf(status: number, code: string): StoreErrorKind {
   // Some servers answer 404 for a user they do not know.
-  if (status === 404) return code === '' || /^(NoSuch(Key|Bucket|Upload)|NotFound)$/.test(code) ? 'not-found' : 'denied';
+  if (status === 404)
+    return code === '' || /^(NoSuch(Key|Bucket|Upload)|NotFound)$/.test(code) ? 'not-found' : 'denied';
   if (status === 401 || status === 403) return code === 'RequestTimeTooSkewed' ? 'io' : 'denied';
   if (status === 429 || status === 503 || code === 'SlowDown' || code === 'RequestLimitExceeded') return 'throttled';
   if (status === 408 || status === 504 || code === 'RequestTimeout') return 'timeout';

@@ -38,6 +38,7 @@ export function createShardedStore(stores: readonly ObjectStore[]): ObjectStore 
       const groups = Map.groupBy(keys, of);
       await Promise.all([...groups].map(([store, group]) => store.sync(group)));
     },
+    syncAll: async () => void (await Promise.all(stores.map(s => s.syncAll?.()))),
     close: async () => void (await Promise.all(stores.map(s => s.close()))),
   };
 }

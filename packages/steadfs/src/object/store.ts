@@ -44,10 +44,20 @@ export interface ObjectStore {
    * (S3) answers at once.
    */
   sync(keys: readonly string[]): Promise<void>;
+  /** Makes durable whatever was put by any process of this machine (after a restart nobody knows the keys). Absent where a put is durable. */
+  syncAll?(): Promise<void>;
   close(): Promise<void>;
 }
 
-export type StoreErrorKind = 'not-found' | 'denied' | 'no-space' | 'throttled' | 'timeout' | 'too-large' | 'invalid' | 'io';
+export type StoreErrorKind =
+  | 'not-found'
+  | 'denied'
+  | 'no-space'
+  | 'throttled'
+  | 'timeout'
+  | 'too-large'
+  | 'invalid'
+  | 'io';
 
 export class StoreError extends Error {
   readonly kind: StoreErrorKind;

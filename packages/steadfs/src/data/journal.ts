@@ -1,0 +1,286 @@
+/**
+ * What the data path keeps in the capsule, so that kill -9 loses no acknowledged write. Four sections of records, little endian:
+ *
+ *     'writers'  one per inode with pending data or an error to report (64 bytes)
+ *        0 u32 state (1)      4 u32 errno not yet reported, 0 = none      8 f64 inode
+ *       16 f64 mtime seconds 24 u32 mtime nanoseconds    28 u32 flags: 1 clear suid/sgid    32 u32 tier
+ *     'extents'  one per piece of dirty data (64 bytes)
+ *        0 u32 state (1)      4 u32 chunk index          8 f64 inode
+ *       16 f64 arena offset of the first byte           24 f64 arena offset of its run    32 u32 length of the run
+ *       36 u32 position in the chunk   40 u32 length     44 u32 slice record + 1, 0 = open (may still be overwritten)    48 u32 offset in the slice
+ *     'slices'   one per slice on its way to the store (64 bytes)
+ *        0 u32 state: 1 growing, 2 complete, 3 committed (its extents are garbage)    4 u32 chunk index    8 f64 inode
+ *       16 f64 slice id      24 f64 seq: order of creation, and seq of the commit's Op (slot = index of this record)
+ *       32 u32 blocks whose upload has begun (growing)  36 u32 size (complete)    40 u32, 44 u32 bits of blocks 0..63 that are in the store
+ *     'numbers'  one record (64 bytes)
+ *        0 u32 state (1)      8 f64 last seq used       16 f64 next slice id    24 f64 end of the fetched slice ids
+ *
+ * Rules: a slice id and seq are taken in 'numbers' before they are stored elsewhere. Bytes are frozen once their extent names a slice that is complete, or growing with
+ * a begun block that contains them; the record says so before the PUT. An extent that names a growing slice beyond its begun blocks is an open one (the process died
+ * while it was being moved). When an extent is split the record of the new half is stored first; for a moment both describe the same bytes of the same pages.
+ */
+import type { Capsule, Records, SectionSpec } from '@steadfs/fuse';
+import type { Ino } from '../format/ino.ts';
+import type { TimeSet } from '../meta/engine.ts';
+
+/** The sections, for checks before a take-over. */
+export const DATA_SECTIONS: readonly SectionSpec[] = [
+  { name: 'writers', version: 1, recordSize: 64, capacity: 1 << 18 },
+  { name: 'extents', version: 1, recordSize: 64, capacity: 1 << 20 },
+  { name: 'slices', version: 1, recordSize: 64, capacity: 1 << 16 },
+  { name: 'numbers', version: 1, recordSize: 64, capacity: 1 },
+];
+
+export const SliceState = { growing: 1, complete: 2, committed: 3 } as const;
+const LIVE = 1;
+export const KILL_SUIDGID = 1;
+
+export interface WriterRecord {
+  rec: number;
+  ino: Ino;
+  errno: number;
+  mtime: TimeSet;
+  flags: number;
+  tier: number;
+}
+
+export interface ExtentRecord {
+  rec: number;
+  ino: Ino;
+  index: number;
+  at: number;
+  runAt: number;
+  runLength: number;
+  pos: number;
+  len: number;
+  /** Record of the slice, or -1. */
+  slice: number;
+  off: number;
+}
+
+export interface SliceRecord {
+  rec: number;
+  state: number;
+  ino: Ino;
+  index: number;
+  id: number;
+  seq: number;
+  begun: number;
+  size: number;
+  doneLow: number;
+  doneHigh: number;
+}
+
+export interface Journal {
+  /** All undefined when the section is full. */
+  addWriter(ino: Ino, mtime: TimeSet, flags: number, tier: number): number | undefined;
+  setMtime(rec: number, mtime: TimeSet): void;
+  setFlags(rec: number, flags: number): void;
+  setErrno(rec: number, errno: number): void;
+  freeWriter(rec: number): void;
+
+  addExtent(
+    ino: Ino,
+    index: number,
+    at: number,
+    runAt: number,
+    runLength: number,
+    pos: number,
+    len: number,
+    slice?: number,
+    off?: number,
+  ): number | undefined;
+  setExtentLength(rec: number, len: number): void;
+  assignExtent(rec: number, slice: number, off: number): void;
+  openExtent(rec: number): void;
+  freeExtent(rec: number): void;
+
+  addSlice(ino: Ino, index: number, id: number, seq: number): number | undefined;
+  setBegun(rec: number, blocks: number): void;
+  /** Freezes the whole slice. */
+  completeSlice(rec: number, size: number): void;
+  setBlockDone(rec: number, block: number): void;
+  clearBlocksDone(rec: number): void;
+  commitSlice(rec: number): void;
+  freeSlice(rec: number): void;
+
+  nextSeq(): number;
+  /** undefined: none left, fetch and giveIds. */
+  nextId(): number | undefined;
+  readonly idsLeft: number;
+  giveIds(first: number, count: number): void;
+
+  writers(): WriterRecord[];
+  extents(): ExtentRecord[];
+  slices(): SliceRecord[];
+}
+
+export function openJournal(capsule: Capsule): Journal {
+  const [writers, extents, slices, numbers] = DATA_SECTIONS.map(spec => capsule.records(spec)) as [
+    Records,
+    Records,
+    Records,
+    Records,
+  ];
+  const w = writers.view;
+  const x = extents.view;
+  const s = slices.view;
+  const n = numbers.view;
+  if ([...numbers.live()].length === 0) {
+    const rec = numbers.alloc();
+    if (rec !== 0) throw new Error("the capsule's section 'numbers' has no record 0");
+    n.setFloat64(8, 0, true);
+    n.setFloat64(16, 0, true);
+    n.setFloat64(24, 0, true);
+    numbers.setState(0, LIVE);
+  }
+  let seq = n.getFloat64(8, true);
+  let nextId = n.getFloat64(16, true);
+  let endId = n.getFloat64(24, true);
+
+  return {
+    addWriter(ino, mtime, flags, tier) {
+      const rec = writers.alloc();
+      if (rec === undefined) return undefined;
+      const o = writers.offsetOf(rec);
+      w.setUint32(o + 4, 0, true);
+      w.setFloat64(o + 8, ino, true);
+      w.setFloat64(o + 16, mtime.sec, true);
+      w.setUint32(o + 24, mtime.nsec, true);
+      w.setUint32(o + 28, flags, true);
+      w.setUint32(o + 32, tier, true);
+      writers.setState(rec, LIVE);
+      return rec;
+    },
+    setMtime(rec, mtime) {
+      const o = writers.offsetOf(rec);
+      w.setFloat64(o + 16, mtime.sec, true);
+      w.setUint32(o + 24, mtime.nsec, true);
+    },
+    setFlags: (rec, flags) => w.setUint32(writers.offsetOf(rec) + 28, flags, true),
+    setErrno: (rec, errno) => w.setUint32(writers.offsetOf(rec) + 4, errno, true),
+    freeWriter: rec => writers.free(rec),
+
+    addExtent(ino, index, at, runAt, runLength, pos, len, slice = -1, off = 0) {
+      const rec = extents.alloc();
+      if (rec === undefined) return undefined;
+      const o = extents.offsetOf(rec);
+      x.setUint32(o + 4, index, true);
+      x.setFloat64(o + 8, ino, true);
+      x.setFloat64(o + 16, at, true);
+      x.setFloat64(o + 24, runAt, true);
+      x.setUint32(o + 32, runLength, true);
+      x.setUint32(o + 36, pos, true);
+      x.setUint32(o + 40, len, true);
+      x.setUint32(o + 44, slice + 1, true);
+      x.setUint32(o + 48, off, true);
+      extents.setState(rec, LIVE);
+      return rec;
+    },
+    setExtentLength: (rec, len) => x.setUint32(extents.offsetOf(rec) + 40, len, true),
+    assignExtent(rec, slice, off) {
+      const o = extents.offsetOf(rec);
+      x.setUint32(o + 48, off, true);
+      x.setUint32(o + 44, slice + 1, true);
+    },
+    openExtent: rec => x.setUint32(extents.offsetOf(rec) + 44, 0, true),
+    freeExtent: rec => extents.free(rec),
+
+    addSlice(ino, index, id, sliceSeq) {
+      const rec = slices.alloc();
+      if (rec === undefined) return undefined;
+      const o = slices.offsetOf(rec);
+      s.setUint32(o + 4, index, true);
+      s.setFloat64(o + 8, ino, true);
+      s.setFloat64(o + 16, id, true);
+      s.setFloat64(o + 24, sliceSeq, true);
+      for (let at = 32; at < 48; at += 4) s.setUint32(o + at, 0, true);
+      slices.setState(rec, SliceState.growing);
+      return rec;
+    },
+    setBegun: (rec, blocks) => s.setUint32(slices.offsetOf(rec) + 32, blocks, true),
+    completeSlice(rec, size) {
+      s.setUint32(slices.offsetOf(rec) + 36, size, true);
+      slices.setState(rec, SliceState.complete);
+    },
+    setBlockDone(rec, block) {
+      if (block >= 64) return;
+      const o = slices.offsetOf(rec) + 40 + (block >>> 5) * 4;
+      s.setUint32(o, s.getUint32(o, true) | (1 << (block & 31)), true);
+    },
+    clearBlocksDone(rec) {
+      const o = slices.offsetOf(rec);
+      s.setUint32(o + 40, 0, true);
+      s.setUint32(o + 44, 0, true);
+    },
+    commitSlice: rec => slices.setState(rec, SliceState.committed),
+    freeSlice: rec => slices.free(rec),
+
+    nextSeq() {
+      n.setFloat64(8, ++seq, true);
+      return seq;
+    },
+    nextId() {
+      if (nextId >= endId) return undefined;
+      const id = nextId++;
+      n.setFloat64(16, nextId, true);
+      return id;
+    },
+    get idsLeft() {
+      return endId - nextId;
+    },
+    giveIds(first, count) {
+      // Emptied first: a kill between the stores wastes ids, and never makes a range of two halves.
+      n.setFloat64(24, 0, true);
+      n.setFloat64(16, first, true);
+      n.setFloat64(24, first + count, true);
+      nextId = first;
+      endId = first + count;
+    },
+
+    writers: () =>
+      [...writers.live()].map(rec => {
+        const o = writers.offsetOf(rec);
+        return {
+          rec,
+          errno: w.getUint32(o + 4, true),
+          ino: w.getFloat64(o + 8, true),
+          mtime: { sec: w.getFloat64(o + 16, true), nsec: w.getUint32(o + 24, true) },
+          flags: w.getUint32(o + 28, true),
+          tier: w.getUint32(o + 32, true),
+        };
+      }),
+    extents: () =>
+      [...extents.live()].map(rec => {
+        const o = extents.offsetOf(rec);
+        return {
+          rec,
+          index: x.getUint32(o + 4, true),
+          ino: x.getFloat64(o + 8, true),
+          at: x.getFloat64(o + 16, true),
+          runAt: x.getFloat64(o + 24, true),
+          runLength: x.getUint32(o + 32, true),
+          pos: x.getUint32(o + 36, true),
+          len: x.getUint32(o + 40, true),
+          slice: x.getUint32(o + 44, true) - 1,
+          off: x.getUint32(o + 48, true),
+        };
+      }),
+    slices: () =>
+      [...slices.live()].map(rec => {
+        const o = slices.offsetOf(rec);
+        return {
+          rec,
+          state: slices.state(rec),
+          index: s.getUint32(o + 4, true),
+          ino: s.getFloat64(o + 8, true),
+          id: s.getFloat64(o + 16, true),
+          seq: s.getFloat64(o + 24, true),
+          begun: s.getUint32(o + 32, true),
+          size: s.getUint32(o + 36, true),
+          doneLow: s.getUint32(o + 40, true),
+          doneHigh: s.getUint32(o + 44, true),
+        };
+      }),
+  };
+}

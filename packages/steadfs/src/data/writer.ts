@@ -1,0 +1,1359 @@
+/**
+ * Dirty data: from WRITE to the committed slice.
+ *
+ * A file's pending data is kept per chunk of 64 MiB. Newest on top there is the *open* set: extents, disjoint and sorted, that later writes may still overwrite
+ * in place. Below it lie the slices in order of creation, whose bytes are frozen. Bytes leave the open set for a slice in two ways:
+ * - early: as soon as a whole block of contiguous bytes is there it moves to a *growing* slice and is uploaded at once. A growing slice takes further bytes
+ *   only where it ends and only while no later slice of the chunk overlaps them, so that committing in order of creation gives the newest bytes the last word.
+ * - at a flush (fsync, close, age, memory): growing slices take what continues them and are complete; what is left is packed into one more slice with a record
+ *   for each contiguous piece.
+ * A slice is committed when all its blocks are in the store, after the slices before it in its chunk, and, when it makes the file longer, after what makes it
+ * longer in lower chunks.
+ */
+import type { WriteData } from '@steadfs/fuse';
+import { EDQUOT, EFBIG, EINVAL, EIO, ENOENT, ENOSPC, EPERM, EROFS, type Errno, errnoOf } from '@steadfs/fuse/errno';
+import type { Attr } from '../format/attr.ts';
+import type { Ino } from '../format/ino.ts';
+import { CHUNK_SIZE, type Slice as SliceRec } from '../format/slice.ts';
+import { type MetaEngine, OpKind, type TimeSet, type WriteResult } from '../meta/engine.ts';
+import { StoreError } from '../object/store.ts';
+import { type BlockLayout, blockCount, blockKey, blockLength } from './blocks.ts';
+import type { BlockCache, Segment } from './cache.ts';
+import type { ChunkLists } from './chunk-lists.ts';
+import type { PendingAttr, Waiting } from './file-data.ts';
+import { type Journal, KILL_SUIDGID, SliceState } from './journal.ts';
+import { type Memory, type Run, roundToPages } from './memory.ts';
+import { sleep, type Transfer } from './transfer.ts';
+import { patiently } from './waiting.ts';
+
+/** Shorter data is copied behind its predecessor instead of taking the request's pages. */
+const TAKE_FROM = 16 * 1024;
+/** Runs for small contiguous writes grow up to this. */
+const RUN_MAX = 1024 * 1024;
+/** Records of one packed slice at most. */
+const RECORDS_PER_SLICE = 1000;
+/** ms without a write, and since the first, after which a chunk's open data is flushed. */
+const IDLE = 1000;
+const AGE = 15_000;
+/** Failures in a row after which a flush is told, by the kind of failure; the data stays and the tries go on. Others are waited for. */
+const TELL_AFTER: Partial<Record<string, number>> = {
+  'no-space': 3,
+  denied: 4,
+  invalid: 4,
+  'not-found': 4,
+  'too-large': 4,
+};
+const RETRY_FIRST = 100;
+const RETRY_MAX = 10_000;
+/** `juicefs gc` removes unreferenced objects after an hour: blocks that wait for their commit that long are uploaded again. */
+const UPLOAD_VALID = 45 * 60_000;
+/** Keys of objects not synced that are remembered; more, and the whole store is synced. */
+const UNSYNCED_MAX = 50_000;
+/** Slice ids fetched at once. */
+const ID_BATCH = 256;
+
+export interface Extent {
+  rec: number;
+  pos: number;
+  len: number;
+  /** Arena offset. */
+  at: number;
+  run: Run;
+  /** Offset in the slice. */
+  off: number;
+}
+
+interface Slice {
+  rec: number;
+  seq: number;
+  id: number;
+  chunk: Chunk;
+  /** In order of `off`; a growing slice's are contiguous in the chunk too. */
+  extents: Extent[];
+  size: number;
+  /** First position and end, in the chunk. */
+  from: number;
+  to: number;
+  complete: boolean;
+  /** Blocks whose upload has begun, and those that are in the store. */
+  begun: number;
+  done: Set<number>;
+  failures: number;
+  uploadedAt: number;
+  /** PUTs under way. */
+  inFlight: number;
+  committing: boolean;
+  /** The file is gone, or the commit was refused. */
+  dropped: boolean;
+  /** To be released when its last PUT has ended. */
+  releasing: boolean;
+  /** fsync wants the objects on the disk: not yet asked, under way, done. */
+  durable: 'no' | 'wanted' | 'syncing' | 'done';
+  /** Why a flush is told instead of waiting on. */
+  stuck: Errno | undefined;
+  waiters: (() => void)[];
+  settled: boolean;
+}
+
+interface Chunk {
+  file: File;
+  index: number;
+  open: Extent[];
+  openBytes: number;
+  /** With this many open bytes the next search for whole blocks is worth it. */
+  scanAt: number;
+  since: number;
+  last: number;
+  slices: Slice[];
+}
+
+interface File {
+  ino: Ino;
+  rec: number;
+  chunks: Map<number, Chunk>;
+  mtime: TimeSet;
+  kill: boolean;
+  tier: number;
+  /** Committed length as far as known. */
+  length: number;
+  error: Errno | undefined;
+  told: boolean;
+  frozen: { from: number; to: number }[];
+  unfreeze: (() => void)[];
+}
+
+export interface WriterOptions {
+  meta: MetaEngine;
+  memory: Memory;
+  journal: Journal;
+  transfer: Transfer;
+  cache: BlockCache;
+  lists: ChunkLists;
+  layout: BlockLayout;
+  /** Objects → durable. */
+  syncObjects(keys: readonly string[]): Promise<void>;
+  /** Everything that any process put on this machine → durable; where the store has it. */
+  syncStore(): Promise<void>;
+  deleteObject(key: string): Promise<void>;
+  warn(message: string): void;
+  /** After a commit: attributes as stored, and the raw records that the chunk has now. */
+  committed(ino: Ino, index: number, result: WriteResult): void;
+  /** True when the chunk has so many records that the next commit has to wait for a compaction. */
+  compactFirst(ino: Ino, index: number): Promise<void> | undefined;
+}
+
+export interface Writer {
+  recover(): Promise<void>;
+  write(ino: Ino, offset: number, data: WriteData, attr: Attr, kill: boolean, waiting: Waiting): void | Promise<void>;
+  /** Calls `found` for the pending pieces of [from, to) of a chunk in order, and `gap` for what lies between. */
+  overlay(
+    ino: Ino,
+    index: number,
+    from: number,
+    to: number,
+    found: (at: number, len: number, run: Run) => void,
+    gap: (from: number, to: number) => void,
+  ): void;
+  pending(ino: Ino): PendingAttr | undefined;
+  pendingChunks(ino: Ino): number[];
+  /** Any data of the chunk that is not committed. */
+  hasPending(ino: Ino, index: number): boolean;
+  setMtime(ino: Ino, mtime: TimeSet): void;
+  flush(ino: Ino, waiting: Waiting | undefined, durable: boolean): Promise<void>;
+  freeze(ino: Ino, offset: number, length: number): Promise<{ done(): void }>;
+  flushAll(): Promise<void>;
+  drop(ino: Ino): void;
+  closed(ino: Ino): void;
+  readonly trouble: { since: number; message: string } | undefined;
+  readonly dirtyMax: number;
+  shutdown(): Promise<void>;
+}
+
+export function createWriter(options: WriterOptions): Writer {
+  const { meta, memory, journal, transfer, cache, lists, layout } = options;
+  const { arena } = memory;
+  const bs = layout.blockSize;
+  const files = new Map<Ino, File>();
+  /** Chunks with open data or a growing slice. */
+  const openChunks = new Set<Chunk>();
+  let openTotal = 0;
+  /** Room that reads always have: dirty data never fills all. */
+  const dirtyMax = Math.floor(memory.ceiling - Math.min(memory.ceiling / 2, Math.max(memory.ceiling / 8, 4 * bs)));
+  const pressure = dirtyMax * 0.6;
+  /** Writes that wait for memory, in order. */
+  const writers: (() => void)[] = [];
+  const unsynced = new Map<Ino, string[]>();
+  let unsyncedCount = 0;
+  /** Objects of a process before us, or too many to remember: the next fsync syncs the store. */
+  let unsyncedElsewhere = false;
+  let timer: NodeJS.Timeout | undefined;
+  let stopped = false;
+  let trouble: { since: number; message: string } | undefined;
+  let lastMicros = 0;
+
+  memory.freed = wakeWriters;
+
+  // ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** Now, never twice the same: two writes in one tick of the clock are told apart by their mtime. */
+  function now(): TimeSet {
+    let micros = Date.now() * 1000 + (Math.floor(performance.now() * 1000) % 1000);
+    if (micros <= lastMicros && lastMicros - micros < 1_000_000) micros = lastMicros + 1;
+    lastMicros = micros;
+    return { sec: Math.floor(micros / 1e6), nsec: (micros % 1e6) * 1000 };
+  }
+
+  // ── files and chunks ────────────────────────────────────────────────────────────────────────────────────────────
+
+  function newFile(ino: Ino): File {
+    const file: File = {
+      ino,
+      rec: -1,
+      chunks: new Map(),
+      mtime: { sec: 0, nsec: 0 },
+      kill: false,
+      tier: 0,
+      length: 0,
+      error: undefined,
+      told: false,
+      frozen: [],
+      unfreeze: [],
+    };
+    files.set(ino, file);
+    return file;
+  }
+
+  function newChunk(file: File, index: number): Chunk {
+    const chunk: Chunk = { file, index, open: [], openBytes: 0, scanAt: bs, since: 0, last: 0, slices: [] };
+    file.chunks.set(index, chunk);
+    return chunk;
+  }
+
+  /** Forgets what holds nothing any more. */
+  function tidy(file: File): void {
+    if (file.chunks.size > 0 || file.error !== undefined || file.frozen.length > 0) return;
+    if (file.rec >= 0) journal.freeWriter(file.rec);
+    file.rec = -1;
+    if (files.get(file.ino) === file) files.delete(file.ino);
+  }
+
+  function tidyChunk(chunk: Chunk): void {
+    if (chunk.open.length > 0 || chunk.slices.length > 0) return;
+    if (chunk.file.chunks.get(chunk.index) === chunk) chunk.file.chunks.delete(chunk.index);
+    tidy(chunk.file);
+  }
+
+  // ── write ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  function write(
+    ino: Ino,
+    offset: number,
+    data: WriteData,
+    attr: Attr,
+    kill: boolean,
+    waiting: Waiting,
+  ): void | Promise<void> {
+    const n = data.bytes.length;
+    if (n === 0) return;
+    if (offset + n > Number.MAX_SAFE_INTEGER) throw EFBIG;
+    const file = files.get(ino) ?? newFile(ino);
+    if (file.chunks.size === 0) {
+      file.length = attr.length;
+      file.tier = attr.tier;
+    } else if (attr.length > file.length && file.length > 0) file.length = attr.length;
+    if (file.error !== undefined) throw told(file);
+    if (writers.length === 0 && !isFrozen(file, offset, n) && tryPlace(file, offset, data, kill)) return;
+    return writeLater(ino, offset, data, attr, kill, waiting);
+  }
+
+  /** The way of a write that has to wait: for memory in its turn, for a truncation to end. */
+  async function writeLater(
+    ino: Ino,
+    offset: number,
+    data: WriteData,
+    attr: Attr,
+    kill: boolean,
+    waiting: Waiting,
+  ): Promise<void> {
+    waiting.park();
+    for (let first = true; ; first = false) {
+      const file = files.get(ino) ?? newFile(ino);
+      if (file.chunks.size === 0 && file.length === 0) file.length = attr.length;
+      if (file.error !== undefined) throw told(file);
+      if (isFrozen(file, offset, data.bytes.length)) {
+        await patiently(new Promise<void>(go => file.unfreeze.push(go)), waiting);
+        continue;
+      }
+      // Only who waits at the head may go: the first look was made by write().
+      if ((!first || writers.length === 0) && tryPlace(file, offset, data, kill)) {
+        wakeWriters();
+        return;
+      }
+      const stuck = firstStuck();
+      if (stuck !== undefined) throw stuck;
+      relieve(true);
+      let go!: () => void;
+      const turn = new Promise<void>(resolve => {
+        go = resolve;
+      });
+      if (first) writers.push(go);
+      else writers.unshift(go);
+      // Memory may come free in ways that nobody reports (other users of the arena).
+      const again = setTimeout(go, 250);
+      try {
+        await patiently(turn, waiting);
+      } finally {
+        clearTimeout(again);
+        const i = writers.indexOf(go);
+        if (i >= 0) writers.splice(i, 1);
+        tidy(file);
+      }
+    }
+  }
+
+  let waking = false;
+  function wakeWriters(): void {
+    if (writers.length === 0 || waking) return;
+    waking = true;
+    queueMicrotask(() => {
+      waking = false;
+      if (memory.dirty < dirtyMax) writers.shift()?.();
+    });
+  }
+
+  /** A store that is full and will not take what fills the memory: writers are told instead of waiting for ever. */
+  function firstStuck(): Errno | undefined {
+    if (trouble === undefined) return undefined;
+    for (const file of files.values())
+      for (const chunk of file.chunks.values()) for (const s of chunk.slices) if (s.stuck === ENOSPC) return ENOSPC;
+    return undefined;
+  }
+
+  function isFrozen(file: File, offset: number, length: number): boolean {
+    return file.frozen.some(f => offset < f.to && offset + length > f.from);
+  }
+
+  /** All or nothing may be told: what was placed before memory ran out is placed again by the next try. */
+  function tryPlace(file: File, offset: number, data: WriteData, kill: boolean): boolean {
+    const n = data.bytes.length;
+    if (memory.dirty + roundToPages(n) + 8192 > dirtyMax) {
+      relieve(true);
+      return false;
+    }
+    const mtime = now();
+    if (file.rec < 0) {
+      const rec = journal.addWriter(file.ino, mtime, kill ? KILL_SUIDGID : 0, file.tier);
+      if (rec === undefined) return false;
+      file.rec = rec;
+      file.kill = kill;
+    } else {
+      journal.setMtime(file.rec, mtime);
+      if (kill && !file.kill) {
+        file.kill = true;
+        journal.setFlags(file.rec, KILL_SUIDGID);
+      }
+    }
+    file.mtime = mtime;
+    let placed = true;
+    for (let at = 0; at < n && placed; ) {
+      const index = Math.floor((offset + at) / CHUNK_SIZE);
+      const pos = offset + at - index * CHUNK_SIZE;
+      const len = Math.min(n - at, CHUNK_SIZE - pos);
+      const chunk = file.chunks.get(index) ?? newChunk(file, index);
+      placed = placeInChunk(chunk, pos, data, at, len);
+      if (!placed) tidyChunk(chunk);
+      at += len;
+    }
+    if (openTotal > pressure || memory.dirty > dirtyMax * 0.85) relieve(false);
+    return placed;
+  }
+
+  function placeInChunk(chunk: Chunk, pos: number, data: WriteData, from: number, len: number): boolean {
+    const { open } = chunk;
+    const end = pos + len;
+    const clock = performance.now();
+    if (open.length === 0) {
+      chunk.since = clock;
+      openChunks.add(chunk);
+      arm(IDLE);
+    }
+    chunk.last = clock;
+    let i = firstAfter(open, pos);
+    for (let at = pos; at < end; ) {
+      const e = open[i];
+      const source = from + at - pos;
+      if (e !== undefined && e.pos <= at) {
+        const k = Math.min(end, e.pos + e.len) - at;
+        arena.bytes.set(data.bytes.subarray(source, source + k), e.at + at - e.pos);
+        at += k;
+        i++;
+        continue;
+      }
+      const stop = e === undefined ? end : Math.min(end, e.pos);
+      const added = fillGap(chunk, i, at, data, source, stop - at);
+      if (added < 0) {
+        if (open.length === 0) closeOpen(chunk);
+        return false;
+      }
+      i += added;
+      at = stop;
+    }
+    if (chunk.openBytes >= chunk.scanAt) carve(chunk);
+    return true;
+  }
+
+  /** Index of the first extent that ends behind `pos`. */
+  function firstAfter(list: readonly Extent[], pos: number): number {
+    let high = list.length;
+    if (high === 0) return 0;
+    const last = list[high - 1]!;
+    if (last.pos + last.len <= pos) return high;
+    let low = 0;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      const e = list[middle]!;
+      if (e.pos + e.len <= pos) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  /** Puts bytes where nothing is open, before index `i`. Answers how many extents were inserted, -1 without memory. */
+  function fillGap(chunk: Chunk, i: number, pos: number, data: WriteData, source: number, len: number): number {
+    const { open } = chunk;
+    if (len === data.bytes.length && len >= TAKE_FROM && memory.room(len)) {
+      const at = data.take();
+      if (at !== undefined) {
+        const run = memory.adopt(at, len);
+        run.used = at + len;
+        return insert(chunk, i, pos, len, at, run) ? 1 : -1;
+      }
+    }
+    const before = open[i - 1];
+    const continues = before !== undefined && before.pos + before.len === pos;
+    let near: number | undefined;
+    let size = len;
+    if (continues) {
+      const { run } = before;
+      if (before.at + before.len === run.used) {
+        const k = Math.min(len, run.at + run.length - run.used);
+        if (k > 0) {
+          arena.bytes.set(data.bytes.subarray(source, source + k), run.used);
+          run.used += k;
+          before.len += k;
+          journal.setExtentLength(before.rec, before.len);
+          grew(chunk, k);
+          if (k === len) return 0;
+          pos += k;
+          source += k;
+          len -= k;
+          size = len;
+        }
+      }
+      near = run.at + run.length;
+      size = Math.max(len, Math.min(RUN_MAX, run.length * 2, CHUNK_SIZE - pos));
+    }
+    const run = memory.alloc(size, near) ?? (size > len ? memory.alloc(len) : undefined);
+    if (run === undefined) return -1;
+    arena.bytes.set(data.bytes.subarray(source, source + len), run.at);
+    run.used = run.at + len;
+    return insert(chunk, i, pos, len, run.at, run) ? 1 : -1;
+  }
+
+  /** The run's one holder becomes the extent. */
+  function insert(chunk: Chunk, i: number, pos: number, len: number, at: number, run: Run): boolean {
+    const rec = journal.addExtent(chunk.file.ino, chunk.index, at, run.at, run.length, pos, len);
+    if (rec === undefined) {
+      memory.drop(run);
+      return false;
+    }
+    memory.markDirty(run);
+    const extent: Extent = { rec, pos, len, at, run, off: 0 };
+    if (i === chunk.open.length) chunk.open.push(extent);
+    else chunk.open.splice(i, 0, extent);
+    grew(chunk, len);
+    return true;
+  }
+
+  function grew(chunk: Chunk, bytes: number): void {
+    chunk.openBytes += bytes;
+    openTotal += bytes;
+  }
+
+  // ── from open to frozen ─────────────────────────────────────────────────────────────────────────────────────────
+
+  /** Moves whole blocks of contiguous open bytes into growing slices and begins their upload. */
+  function carve(chunk: Chunk): void {
+    const { open } = chunk;
+    for (let i = 0; i < open.length; ) {
+      const start = open[i]!.pos;
+      let end = start;
+      let j = i;
+      while (j < open.length && open[j]!.pos === end) end += open[j++]!.len;
+      let moved = false;
+      for (let at = start; end - at >= bs; at += bs) {
+        if (!cut(chunk, at + bs)) break;
+        const slice =
+          chunk.slices.find(s => !s.complete && s.to === at && mayGrow(chunk, s, at + bs)) ?? newSlice(chunk, at);
+        if (slice === undefined) break;
+        let count = 0;
+        while (open[i + count]!.pos + open[i + count]!.len < at + bs) count++;
+        assign(chunk, slice, i, count + 1);
+        journal.setBegun(slice.rec, ++slice.begun);
+        queue.push({ slice, block: slice.begun - 1 });
+        moved = true;
+        if (slice.to === CHUNK_SIZE) complete(slice);
+      }
+      // What was moved is no longer in the list; what is left of the piece is shorter than a block.
+      if (!moved) i = j;
+      else while (i < open.length && open[i]!.pos < end) i++;
+    }
+    chunk.scanAt = Math.max(bs, chunk.openBytes + Math.min(bs, 1024 * 1024));
+    if (open.length === 0) closeOpen(chunk);
+    else if (chunk.openBytes < bs) chunk.scanAt = bs;
+    pump();
+  }
+
+  /** True when no later slice of the chunk overlaps [slice.to, end). */
+  function mayGrow(chunk: Chunk, slice: Slice, end: number): boolean {
+    for (let k = chunk.slices.length - 1; k >= 0; k--) {
+      const s = chunk.slices[k]!;
+      if (s === slice) return true;
+      if (s.from < end && s.to > slice.to && s.extents.some(e => e.pos < end && e.pos + e.len > slice.to)) return false;
+    }
+    return true;
+  }
+
+  /** Makes `pos` a boundary between open extents. False without a record for the second half. */
+  function cut(chunk: Chunk, pos: number): boolean {
+    const i = firstAfter(chunk.open, pos - 1);
+    const e = chunk.open[i]!;
+    return e.pos + e.len === pos || split(chunk, i, pos);
+  }
+
+  /** Splits open extent `i` at position `pos`. False without a record for the second half. */
+  function split(chunk: Chunk, i: number, pos: number): boolean {
+    const e = chunk.open[i]!;
+    const k = pos - e.pos;
+    const rec = journal.addExtent(chunk.file.ino, chunk.index, e.at + k, e.run.at, e.run.length, pos, e.len - k);
+    if (rec === undefined) return false;
+    journal.setExtentLength(e.rec, k);
+    memory.hold(e.run);
+    memory.markDirty(e.run);
+    chunk.open.splice(i + 1, 0, { rec, pos, len: e.len - k, at: e.at + k, run: e.run, off: 0 });
+    e.len = k;
+    return true;
+  }
+
+  /** undefined: no id or no record at hand. */
+  function newSlice(chunk: Chunk, from: number): Slice | undefined {
+    const id = journal.nextId();
+    if (journal.idsLeft < 32) void fetchIds();
+    if (id === undefined) return undefined;
+    const seq = journal.nextSeq();
+    const rec = journal.addSlice(chunk.file.ino, chunk.index, id, seq);
+    if (rec === undefined) return undefined;
+    const slice = makeSlice(chunk, rec, seq, id, from);
+    chunk.slices.push(slice);
+    return slice;
+  }
+
+  function makeSlice(chunk: Chunk, rec: number, seq: number, id: number, from: number): Slice {
+    return {
+      rec,
+      seq,
+      id,
+      chunk,
+      extents: [],
+      size: 0,
+      from,
+      to: from,
+      complete: false,
+      begun: 0,
+      done: new Set(),
+      failures: 0,
+      uploadedAt: 0,
+      inFlight: 0,
+      committing: false,
+      dropped: false,
+      releasing: false,
+      durable: 'no',
+      stuck: undefined,
+      waiters: [],
+      settled: false,
+    };
+  }
+
+  /** Moves `count` open extents from index `i` on to the end of the slice. */
+  function assign(chunk: Chunk, slice: Slice, i: number, count: number): void {
+    const moved = chunk.open.splice(i, count);
+    for (const e of moved) {
+      e.off = slice.size;
+      journal.assignExtent(e.rec, slice.rec, e.off);
+      slice.extents.push(e);
+      slice.size += e.len;
+      slice.to = e.pos + e.len;
+      grew(chunk, -e.len);
+    }
+  }
+
+  function complete(slice: Slice): void {
+    slice.complete = true;
+    journal.completeSlice(slice.rec, slice.size);
+    for (; slice.begun < blockCount(layout, slice.size); slice.begun++) queue.push({ slice, block: slice.begun });
+    if (slice.done.size === blockCount(layout, slice.size)) uploaded(slice);
+  }
+
+  /** Nothing of the chunk is open afterwards. False: a slice id or a record is missing; wait for {@link resources}. */
+  function freezeChunk(chunk: Chunk): boolean {
+    for (const slice of chunk.slices) {
+      if (slice.complete) continue;
+      const i = firstAfter(chunk.open, slice.to);
+      let count = 0;
+      for (let to = slice.to, e = chunk.open[i]; e !== undefined && e.pos === to; e = chunk.open[i + ++count]) {
+        if (!mayGrow(chunk, slice, e.pos + e.len)) break;
+        to += e.len;
+      }
+      if (count > 0) assign(chunk, slice, i, count);
+      complete(slice);
+    }
+    while (chunk.open.length > 0) {
+      const slice = newSlice(chunk, chunk.open[0]!.pos);
+      if (slice === undefined) {
+        pump();
+        return false;
+      }
+      let count = 0;
+      let records = 0;
+      let end = -1;
+      for (; count < chunk.open.length; count++) {
+        const e = chunk.open[count]!;
+        if (e.pos !== end && ++records > RECORDS_PER_SLICE) break;
+        end = e.pos + e.len;
+      }
+      assign(chunk, slice, 0, count);
+      complete(slice);
+    }
+    closeOpen(chunk);
+    pump();
+    return true;
+  }
+
+  /** Nothing is open; while a slice grows the chunk stays listed, for its time to be completed comes too. */
+  function closeOpen(chunk: Chunk): void {
+    if (chunk.slices.every(s => s.complete)) openChunks.delete(chunk);
+    chunk.scanAt = bs;
+  }
+
+  let fetching: Promise<void> | undefined;
+  function fetchIds(): Promise<void> {
+    fetching ??= (async () => {
+      try {
+        for (let pause = RETRY_FIRST; ; pause = Math.min(RETRY_MAX, pause * 2)) {
+          try {
+            const first = await meta.newSliceIds(ID_BATCH);
+            journal.giveIds(first, ID_BATCH);
+            if (writers.length > 0) relieve(true);
+            return;
+          } catch (error) {
+            failing(`slice ids: ${text(error)}`);
+            if (stopped) throw error;
+            await sleep(pause);
+          }
+        }
+      } finally {
+        fetching = undefined;
+      }
+    })();
+    return fetching;
+  }
+
+  /** Waits for what a freeze lacked. */
+  async function resources(): Promise<void> {
+    if (journal.idsLeft === 0) await fetchIds();
+    else await new Promise<void>(go => recordWaiters.push(go));
+  }
+  const recordWaiters: (() => void)[] = [];
+
+  // ── when ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  function arm(ms: number): void {
+    if (timer !== undefined || stopped) return;
+    timer = setTimeout(() => {
+      timer = undefined;
+      const t = performance.now();
+      let next = Number.POSITIVE_INFINITY;
+      for (const chunk of [...openChunks]) {
+        const due = Math.min(chunk.last + IDLE, chunk.since + AGE);
+        if (due <= t + 5 && freezeChunk(chunk)) continue;
+        next = Math.min(next, Math.max(due - t, 20));
+        if (due <= t + 5) void fetchIds().catch(() => {});
+      }
+      if (next !== Number.POSITIVE_INFINITY) arm(next);
+    }, ms);
+  }
+
+  /** Sends open data on its way, the fullest chunks first, until little is open; with `all` there was no room for a write. */
+  function relieve(all: boolean): void {
+    if (openChunks.size === 0) return;
+    const goal = all ? Math.min(openTotal - bs, pressure / 4) : pressure / 2;
+    for (const chunk of [...openChunks].sort((a, b) => b.openBytes - a.openBytes)) {
+      if (openTotal <= goal) return;
+      freezeChunk(chunk);
+    }
+    // What grows is only finished by a flush: without this its uploaded blocks would keep their memory.
+    if (memory.dirty - openTotal > pressure) for (const chunk of [...openChunks]) freezeChunk(chunk);
+  }
+
+  // ── upload ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  const queue: { slice: Slice; block: number }[] = [];
+  /** Failed blocks with the timer of their next try. */
+  const resting = new Map<NodeJS.Timeout, { slice: Slice; block: number }>();
+
+  function pump(): void {
+    let next = 0;
+    while (next < queue.length && transfer.canUpload) {
+      const { slice, block } = queue[next++]!;
+      if (!slice.dropped) void upload(slice, block);
+    }
+    if (next > 0) queue.splice(0, next);
+  }
+
+  function upload(slice: Slice, block: number): void {
+    const from = block * bs;
+    const length = slice.complete ? blockLength(layout, slice.size, block) : bs;
+    const pieces: Uint8Array[] = [];
+    let i = lastAtOrBefore(slice.extents, from);
+    for (let at = from; at < from + length; i++) {
+      const e = slice.extents[i]!;
+      const skip = at - e.off;
+      const k = Math.min(e.len - skip, from + length - at);
+      const start = e.at + skip;
+      const before = pieces.at(-1);
+      // Pages that lie side by side go out as one piece.
+      if (before !== undefined && before.byteOffset + before.length === arena.bytes.byteOffset + start)
+        pieces[pieces.length - 1] = arena.bytes.subarray(start - before.length, start + k);
+      else pieces.push(arena.bytes.subarray(start, start + k));
+      at += k;
+    }
+    // The name holds the block's length: for a block of a growing slice that is a whole one.
+    const key = blockKey(layout, slice.id, slice.complete ? slice.size : from + bs, block);
+    slice.inFlight++;
+    transfer
+      .put(key, pieces, length, slice.chunk.file.tier, () => {
+        slice.inFlight--;
+        if (slice.releasing) release(slice);
+      })
+      .then(
+        () => {
+          recovered();
+          slice.failures = 0;
+          slice.done.add(block);
+          if (slice.done.size === 1) slice.uploadedAt = performance.now();
+          if (!slice.dropped) {
+            journal.setBlockDone(slice.rec, block);
+            if (slice.complete && slice.done.size === blockCount(layout, slice.size)) uploaded(slice);
+          }
+          pump();
+        },
+        (error: unknown) => {
+          uploadFailed(slice, block, error);
+          pump();
+        },
+      );
+  }
+
+  function lastAtOrBefore(list: readonly Extent[], off: number): number {
+    let low = 0;
+    let high = list.length - 1;
+    while (low < high) {
+      const middle = (low + high + 1) >> 1;
+      if (list[middle]!.off <= off) low = middle;
+      else high = middle - 1;
+    }
+    return low;
+  }
+
+  function uploadFailed(slice: Slice, block: number, error: unknown): void {
+    const kind = error instanceof StoreError ? error.kind : 'io';
+    failing(text(error));
+    if (slice.dropped) return;
+    slice.failures++;
+    if (slice.failures >= (TELL_AFTER[kind] ?? Number.POSITIVE_INFINITY)) {
+      slice.stuck = kind === 'no-space' ? ENOSPC : EIO;
+      wake(slice);
+      if (slice.stuck === ENOSPC) for (const go of writers.splice(0)) go();
+    }
+    if (stopped) return;
+    const pause = Math.min(RETRY_MAX, RETRY_FIRST * 2 ** Math.min(slice.failures, 10)) * (0.75 + Math.random() / 2);
+    const again = setTimeout(() => {
+      resting.delete(again);
+      queue.push({ slice, block });
+      pump();
+    }, pause);
+    resting.set(again, { slice, block });
+  }
+
+  /** Tries now what rests after a failure. */
+  function kick(file: File): void {
+    for (const [again, job] of resting) {
+      if (job.slice.chunk.file !== file) continue;
+      clearTimeout(again);
+      resting.delete(again);
+      queue.push(job);
+    }
+    pump();
+  }
+
+  function failing(message: string): void {
+    if (trouble === undefined) {
+      trouble = { since: Date.now(), message };
+      options.warn(`writes wait: ${message}`);
+    } else trouble.message = message;
+  }
+  function recovered(): void {
+    if (trouble === undefined) return;
+    options.warn(`writes go on after ${Math.round((Date.now() - trouble.since) / 1000)} s`);
+    trouble = undefined;
+  }
+
+  // ── commit ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** All blocks are in the store. */
+  function uploaded(slice: Slice): void {
+    if (slice.durable === 'wanted') syncSlice(slice);
+    tryCommit(slice.chunk);
+  }
+
+  /** fsync: the objects reach the disk before, or while growing the file beside, the commit. */
+  function syncSlice(slice: Slice): void {
+    slice.durable = 'syncing';
+    const attempt = (pause: number): void => {
+      options.syncObjects(keysOf(slice)).then(
+        () => {
+          slice.durable = 'done';
+          if (slice.settled) wake(slice);
+          else tryCommit(slice.chunk);
+        },
+        (error: unknown) => {
+          failing(text(error));
+          if (!stopped) setTimeout(() => attempt(Math.min(RETRY_MAX, pause * 2)), pause);
+        },
+      );
+    };
+    attempt(RETRY_FIRST);
+  }
+
+  const keysOf = (slice: Slice): string[] =>
+    Array.from({ length: blockCount(layout, slice.size) }, (_, i) => blockKey(layout, slice.id, slice.size, i));
+
+  const endOf = (chunk: Chunk, slice: Slice): number => chunk.index * CHUNK_SIZE + slice.to;
+
+  function tryCommit(chunk: Chunk): void {
+    const slice = chunk.slices[0];
+    if (slice === undefined || !slice.complete || slice.committing || slice.dropped) return;
+    if (slice.done.size < blockCount(layout, slice.size)) return;
+    const { file } = chunk;
+    const end = endOf(chunk, slice);
+    const grows = end > file.length;
+    if (slice.durable === 'syncing' && !(grows && slice.extents[0]!.pos + chunk.index * CHUNK_SIZE >= file.length))
+      return;
+    if (grows && heldByLower(file, chunk.index)) return;
+    if (performance.now() - slice.uploadedAt > UPLOAD_VALID) {
+      slice.done.clear();
+      journal.clearBlocksDone(slice.rec);
+      for (let block = 0; block < slice.begun; block++) queue.push({ slice, block });
+      pump();
+      return;
+    }
+    slice.committing = true;
+    const first = options.compactFirst(file.ino, chunk.index);
+    if (first === undefined) commit(slice, end, RETRY_FIRST);
+    else first.then(() => commit(slice, end, RETRY_FIRST));
+  }
+
+  /** A lower chunk that makes the file longer is committed first; it is sent on its way. */
+  function heldByLower(file: File, index: number): boolean {
+    if (file.chunks.size === 1) return false;
+    let held = false;
+    for (const lower of [...file.chunks.values()]) {
+      if (lower.index >= index) continue;
+      const base = lower.index * CHUNK_SIZE;
+      const last = lower.open.at(-1);
+      const open = last !== undefined && base + last.pos + last.len > file.length;
+      if (open || lower.slices.some(s => !s.complete)) freezeChunk(lower);
+      if (open || lower.slices.some(s => endOf(lower, s) > file.length)) held = true;
+    }
+    return held;
+  }
+
+  function commit(slice: Slice, end: number, pause: number): void {
+    const { chunk } = slice;
+    const { file } = chunk;
+    const records = recordsOf(slice);
+    const kill = file.kill;
+    const op = { kind: OpKind.slice, slot: slice.rec, seq: slice.seq };
+    meta.write(op, file.ino, chunk.index, records, end, file.mtime, kill).then(
+      result => {
+        if (kill && file.kill) {
+          file.kill = false;
+          if (file.rec >= 0) journal.setFlags(file.rec, 0);
+        }
+        file.length = Math.max(file.length, result.attr.length);
+        lists.appended(file.ino, chunk.index, records, result.records);
+        if (slice.durable === 'no' || slice.durable === 'wanted') {
+          if (slice.durable === 'wanted') syncSlice(slice);
+          else remember(file.ino, keysOf(slice));
+        }
+        recovered();
+        finish(slice, true);
+        options.committed(file.ino, chunk.index, result);
+        next(file, chunk);
+      },
+      (error: unknown) => {
+        const errno = (error as Errno).errno;
+        if (slice.dropped || FINAL.has(errno)) {
+          if (errno !== ENOENT.errno && !slice.dropped) refuse(file, error as Errno);
+          if (!slice.dropped) options.warn(`slice ${slice.id} of inode ${file.ino} was refused: ${text(error)}`);
+          discard(slice);
+          next(file, chunk);
+          return;
+        }
+        failing(text(error));
+        slice.failures++;
+        if (slice.failures >= 10) {
+          slice.stuck = EIO;
+          wake(slice);
+        }
+        if (!stopped) setTimeout(() => commit(slice, end, Math.min(RETRY_MAX, pause * 2)), pause);
+      },
+    );
+  }
+
+  function next(file: File, chunk: Chunk): void {
+    tryCommit(chunk);
+    if (file.chunks.size > 0)
+      for (const other of [...file.chunks.values()]) if (other.index > chunk.index) tryCommit(other);
+  }
+
+  /** One record for each contiguous piece. */
+  function recordsOf(slice: Slice): SliceRec[] {
+    const records: SliceRec[] = [];
+    for (const e of slice.extents) {
+      const last = records.at(-1);
+      if (last !== undefined && last.pos + last.len === e.pos && last.off + last.len === e.off) last.len += e.len;
+      else records.push({ pos: e.pos, id: slice.id, size: slice.size, off: e.off, len: e.len });
+    }
+    return records;
+  }
+
+  /** The slice is committed: its bytes become cached blocks, its records are free. */
+  function finish(slice: Slice, keep: boolean): void {
+    journal.commitSlice(slice.rec);
+    if (keep) {
+      const count = blockCount(layout, slice.size);
+      let i = 0;
+      for (let block = 0; block < count; block++) {
+        const from = block * bs;
+        const to = Math.min(slice.size, from + bs);
+        const segments: Segment[] = [];
+        while (i < slice.extents.length && slice.extents[i]!.off + slice.extents[i]!.len <= from) i++;
+        for (let k = i; k < slice.extents.length && slice.extents[k]!.off < to; k++) {
+          const e = slice.extents[k]!;
+          const off = Math.max(e.off, from);
+          memory.hold(e.run);
+          segments.push({
+            off: off - from,
+            len: Math.min(e.off + e.len, to) - off,
+            at: e.at + off - e.off,
+            run: e.run,
+          });
+        }
+        cache.insert(slice.id, block, segments);
+      }
+    }
+    const { chunk } = slice;
+    const i = chunk.slices.indexOf(slice);
+    if (i >= 0) chunk.slices.splice(i, 1);
+    release(slice);
+    slice.settled = true;
+    if (slice.durable !== 'syncing') wake(slice);
+    tidyChunk(chunk);
+  }
+
+  /** Frees memory and records of a slice that is out of its chunk, once nothing reads them. */
+  function release(slice: Slice): void {
+    slice.releasing = slice.inFlight > 0;
+    if (slice.releasing) return;
+    for (const e of slice.extents) {
+      journal.freeExtent(e.rec);
+      memory.unmarkDirty(e.run);
+      memory.drop(e.run);
+    }
+    slice.extents = [];
+    journal.freeSlice(slice.rec);
+    for (const go of recordWaiters.splice(0)) go();
+    wakeWriters();
+  }
+
+  /** The data is given up; what was uploaded is deleted. */
+  function discard(slice: Slice): void {
+    const keys = slice.complete
+      ? keysOf(slice)
+      : Array.from({ length: slice.begun }, (_, i) => blockKey(layout, slice.id, (i + 1) * bs, i));
+    slice.dropped = true;
+    finish(slice, false);
+    for (const key of keys)
+      options.deleteObject(key).catch((e: unknown) => options.warn(`${key} stays in the store: ${text(e)}`));
+  }
+
+  function refuse(file: File, errno: Errno): void {
+    file.error = errnoOf(errno.errno);
+    file.told = false;
+    if (file.rec >= 0) journal.setErrno(file.rec, errno.errno);
+  }
+
+  function told(file: File): Errno {
+    file.told = true;
+    return file.error!;
+  }
+
+  function wake(slice: Slice): void {
+    for (const go of slice.waiters.splice(0)) go();
+  }
+
+  // ── fsync ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  function remember(ino: Ino, keys: string[]): void {
+    if (unsyncedElsewhere) return;
+    let list = unsynced.get(ino);
+    if (list === undefined) {
+      list = [];
+      unsynced.set(ino, list);
+    }
+    for (const key of keys) list.push(key);
+    unsyncedCount += keys.length;
+    if (unsyncedCount > UNSYNCED_MAX) {
+      unsynced.clear();
+      unsyncedCount = 0;
+      unsyncedElsewhere = true;
+    }
+  }
+
+  async function syncUnsynced(ino: Ino): Promise<void> {
+    if (unsyncedElsewhere) {
+      unsyncedElsewhere = false;
+      try {
+        await options.syncStore();
+      } catch (error) {
+        unsyncedElsewhere = true;
+        throw error;
+      }
+    }
+    const keys = unsynced.get(ino);
+    if (keys === undefined) return;
+    unsynced.delete(ino);
+    unsyncedCount -= keys.length;
+    try {
+      await options.syncObjects(keys);
+    } catch (error) {
+      remember(ino, keys);
+      throw error;
+    }
+  }
+
+  async function settleSlice(slice: Slice, waiting: Waiting | undefined): Promise<void> {
+    slice.stuck = undefined;
+    while (!(slice.settled && slice.durable !== 'syncing')) {
+      if (slice.stuck !== undefined) throw slice.stuck;
+      await patiently(new Promise<void>(go => slice.waiters.push(go)), waiting);
+    }
+  }
+
+  /** Everything of these chunks that is pending now is committed. */
+  async function settle(
+    file: File,
+    chunks: readonly Chunk[],
+    waiting: Waiting | undefined,
+    durable: boolean,
+  ): Promise<void> {
+    const slices: Slice[] = [];
+    for (const chunk of chunks) {
+      while (!freezeChunk(chunk)) await patiently(resources(), waiting);
+      for (const s of chunk.slices) {
+        slices.push(s);
+        if (!durable || s.durable !== 'no') continue;
+        s.durable = 'wanted';
+        if (s.complete && !s.committing && s.done.size === blockCount(layout, s.size)) syncSlice(s);
+      }
+    }
+    if (resting.size > 0) kick(file);
+    for (const s of slices) await settleSlice(s, waiting);
+  }
+
+  function dropChunk(chunk: Chunk): void {
+    for (const e of chunk.open) {
+      journal.freeExtent(e.rec);
+      memory.unmarkDirty(e.run);
+      memory.drop(e.run);
+    }
+    openTotal -= chunk.openBytes;
+    chunk.openBytes = 0;
+    chunk.open.length = 0;
+    closeOpen(chunk);
+    for (const slice of [...chunk.slices]) {
+      if (slice.committing) slice.dropped = true;
+      else discard(slice);
+    }
+    tidyChunk(chunk);
+  }
+
+  // ── recovery ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  async function recover(): Promise<void> {
+    unsyncedElsewhere = true;
+    for (const w of journal.writers()) {
+      const file = newFile(w.ino);
+      file.rec = w.rec;
+      file.mtime = w.mtime;
+      file.kill = (w.flags & KILL_SUIDGID) !== 0;
+      file.tier = w.tier;
+      if (w.errno !== 0) file.error = errnoOf(w.errno);
+    }
+    const chunkAt = (ino: Ino, index: number): Chunk => {
+      const file = files.get(ino) ?? newFile(ino);
+      return file.chunks.get(index) ?? newChunk(file, index);
+    };
+    const slices = new Map<number, Slice | 'garbage'>();
+    const sliceRecords = journal.slices().sort((a, b) => a.seq - b.seq);
+    for (const r of sliceRecords) {
+      if (r.state === SliceState.committed || (r.state === SliceState.growing && r.begun === 0)) {
+        if (r.state === SliceState.committed) slices.set(r.rec, 'garbage');
+        continue;
+      }
+      const chunk = chunkAt(r.ino, r.index);
+      const slice = makeSlice(chunk, r.rec, r.seq, r.id, 0);
+      slice.complete = r.state === SliceState.complete;
+      slice.begun = slice.complete ? blockCount(layout, r.size) : r.begun;
+      slice.size = slice.complete ? r.size : r.begun * bs;
+      slice.uploadedAt = performance.now();
+      for (let block = 0; block < Math.min(64, slice.begun); block++)
+        if (((block < 32 ? r.doneLow : r.doneHigh) >>> (block & 31)) & 1) slice.done.add(block);
+      chunk.slices.push(slice);
+      slices.set(r.rec, slice);
+    }
+    const runs = new Map<number, Run>();
+    for (const r of journal.extents()) {
+      const slice = r.slice < 0 ? undefined : slices.get(r.slice);
+      if (slice === 'garbage') {
+        journal.freeExtent(r.rec);
+        continue;
+      }
+      let run = runs.get(r.runAt);
+      if (run === undefined) {
+        arena.claim(r.runAt, r.runLength);
+        run = memory.adopt(r.runAt, r.runLength);
+        runs.set(r.runAt, run);
+      } else memory.hold(run);
+      memory.markDirty(run);
+      run.used = Math.max(run.used, r.at + r.len);
+      const extent: Extent = { rec: r.rec, pos: r.pos, len: r.len, at: r.at, run, off: r.off };
+      if (slice !== undefined && (slice.complete || r.off + r.len <= slice.size)) {
+        slice.extents.push(extent);
+        continue;
+      }
+      if (r.slice >= 0) journal.openExtent(r.rec);
+      extent.off = 0;
+      chunkAt(r.ino, r.index).open.push(extent);
+    }
+    for (const r of sliceRecords) {
+      const slice = slices.get(r.rec);
+      if (slice === undefined || slice === 'garbage') journal.freeSlice(r.rec);
+      else {
+        slice.extents.sort((a, b) => a.off - b.off);
+        slice.from = slice.extents[0]!.pos;
+        const last = slice.extents.at(-1)!;
+        slice.to = last.pos + last.len;
+      }
+    }
+    const clock = performance.now();
+    for (const file of [...files.values()]) {
+      for (const chunk of file.chunks.values()) {
+        chunk.open.sort((a, b) => a.pos - b.pos || b.len - a.len);
+        // A split that was cut short: both halves describe the same bytes of the same pages.
+        for (let i = 1; i < chunk.open.length; ) {
+          const before = chunk.open[i - 1]!;
+          const e = chunk.open[i]!;
+          if (e.pos >= before.pos + before.len) {
+            i++;
+            continue;
+          }
+          journal.freeExtent(e.rec);
+          memory.unmarkDirty(e.run);
+          memory.drop(e.run);
+          chunk.open.splice(i, 1);
+        }
+        for (const e of chunk.open) grew(chunk, e.len);
+        if (chunk.open.length === 0 && chunk.slices.every(s => s.complete)) continue;
+        chunk.since = chunk.last = clock;
+        openChunks.add(chunk);
+      }
+      if (file.rec < 0 && file.chunks.size > 0) file.rec = journal.addWriter(file.ino, now(), 0, 0) ?? -1;
+      tidy(file);
+    }
+    for (const file of [...files.values()]) {
+      if (file.chunks.size === 0) continue;
+      try {
+        file.length = (await meta.getattr(file.ino)).length;
+      } catch (error) {
+        // The commit will tell what is wrong; until then lower chunks go first.
+        if ((error as Errno).errno !== ENOENT.errno) failing(text(error));
+      }
+    }
+    for (const file of [...files.values()])
+      for (const chunk of [...file.chunks.values()]) {
+        for (const slice of chunk.slices)
+          for (let block = 0; block < slice.begun; block++) if (!slice.done.has(block)) queue.push({ slice, block });
+        tryCommit(chunk);
+      }
+    if (openChunks.size > 0) arm(IDLE);
+    pump();
+  }
+
+  const writer: Writer = {
+    recover,
+    write,
+    dirtyMax,
+    get trouble() {
+      return trouble;
+    },
+
+    overlay(ino, index, from, to, found, gap) {
+      const chunk = files.get(ino)?.chunks.get(index);
+      if (chunk === undefined) {
+        gap(from, to);
+        return;
+      }
+      const { slices, open } = chunk;
+      const layer = (level: number, a: number, b: number): void => {
+        if (level < 0) {
+          gap(a, b);
+          return;
+        }
+        const list = level === slices.length ? open : slices[level]!.extents;
+        let at = a;
+        for (let i = firstAfter(list, a); at < b; i++) {
+          const e = list[i];
+          const start = e === undefined ? b : Math.min(b, e.pos);
+          if (start > at) layer(level - 1, at, start);
+          if (e === undefined || e.pos >= b) return;
+          at = Math.max(at, start);
+          const stop = Math.min(b, e.pos + e.len);
+          found(e.at + at - e.pos, stop - at, e.run);
+          at = stop;
+        }
+      };
+      layer(slices.length, from, to);
+    },
+
+    pending(ino) {
+      const file = files.get(ino);
+      if (file === undefined || file.chunks.size === 0) return undefined;
+      let length = 0;
+      for (const chunk of file.chunks.values()) {
+        const base = chunk.index * CHUNK_SIZE;
+        const last = chunk.open.at(-1);
+        if (last !== undefined) length = Math.max(length, base + last.pos + last.len);
+        for (const s of chunk.slices) if (!s.dropped) length = Math.max(length, base + s.to);
+      }
+      return { length, mtime: file.mtime };
+    },
+    pendingChunks: ino => [...(files.get(ino)?.chunks.keys() ?? [])].sort((a, b) => a - b),
+    hasPending: (ino, index) => files.get(ino)?.chunks.has(index) ?? false,
+    setMtime(ino, mtime) {
+      const file = files.get(ino);
+      if (file === undefined || file.chunks.size === 0) return;
+      file.mtime = { sec: mtime.sec, nsec: mtime.nsec };
+      if (file.rec >= 0) journal.setMtime(file.rec, file.mtime);
+    },
+
+    async flush(ino, waiting, durable) {
+      const file = files.get(ino);
+      if (file !== undefined) {
+        if (file.chunks.size > 0) await settle(file, [...file.chunks.values()], waiting, durable);
+        if (file.error !== undefined) throw told(file);
+      }
+      if (durable) await patiently(syncUnsynced(ino), waiting);
+    },
+
+    async freeze(ino, offset, length) {
+      const file = files.get(ino) ?? newFile(ino);
+      const range = { from: offset, to: offset + length };
+      file.frozen.push(range);
+      const done = (): void => {
+        const i = file.frozen.indexOf(range);
+        if (i >= 0) file.frozen.splice(i, 1);
+        for (const go of file.unfreeze.splice(0)) go();
+        tidy(file);
+      };
+      try {
+        const first = Math.floor(offset / CHUNK_SIZE);
+        const last = Math.floor((offset + length - 1) / CHUNK_SIZE);
+        const chunks = [...file.chunks.values()].filter(c => c.index >= first && c.index <= last);
+        await settle(file, chunks, undefined, false);
+        return { done };
+      } catch (error) {
+        done();
+        throw error;
+      }
+    },
+
+    async flushAll() {
+      let failure: unknown;
+      for (const file of [...files.values()]) {
+        try {
+          await writer.flush(file.ino, undefined, false);
+        } catch (error) {
+          failure ??= error;
+        }
+      }
+      if (failure !== undefined) throw failure;
+    },
+
+    drop(ino) {
+      const keys = unsynced.get(ino);
+      if (keys !== undefined) {
+        unsynced.delete(ino);
+        unsyncedCount -= keys.length;
+      }
+      const file = files.get(ino);
+      if (file === undefined) return;
+      file.error = undefined;
+      for (const chunk of [...file.chunks.values()]) dropChunk(chunk);
+      tidy(file);
+    },
+
+    closed(ino) {
+      const file = files.get(ino);
+      if (file?.error === undefined || !file.told) return;
+      file.error = undefined;
+      if (file.rec >= 0) journal.setErrno(file.rec, 0);
+      tidy(file);
+    },
+
+    async shutdown() {
+      stopped = true;
+      clearTimeout(timer);
+      for (const again of resting.keys()) clearTimeout(again);
+      resting.clear();
+      queue.length = 0;
+    },
+  };
+  return writer;
+}
+
+/** What makes a commit fail for good: the data is given up and the error reported. */
+const FINAL = new Set([ENOENT, ENOSPC, EDQUOT, EFBIG, EPERM, EINVAL, EROFS].map(e => e.errno));
+
+const text = (error: unknown): string => (error instanceof Error ? error.message : String(error));
