@@ -1,18 +1,9 @@
 /** `steadfs mount META-URL MOUNTPOINT`: a fresh mount, or a smooth upgrade of the one that is there. */
-import {
-  accessSync,
-  closeSync,
-  constants,
-  existsSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  realpathSync,
-  statSync,
-} from 'node:fs';
+import { accessSync, closeSync, constants, existsSync, openSync, readdirSync, realpathSync, statSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { endMount, mountState, replaceMount, startMount } from '@steadfs/fuse/service';
 import type { MountState } from '@steadfs/fuse/service-types';
+import { makeFolder } from '../observe/log.ts';
 import { installRuntime } from '../runtime.ts';
 import { carryOver, fixedOption } from '../vfs/mount-options.ts';
 import type { Command } from './command.ts';
@@ -154,7 +145,7 @@ function checkFolder(path: string, nonempty: boolean): void {
 
 function checkLog(path: string): void {
   try {
-    mkdirSync(dirname(path), { recursive: true });
+    makeFolder(dirname(path));
     closeSync(openSync(path, 'a', 0o644));
   } catch (error) {
     throw new Failure(`cannot write the log ${path}: ${messageOf(error)}`);

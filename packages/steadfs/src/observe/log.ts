@@ -2,7 +2,7 @@
  * Log lines for people, by pino: `2026/11/21 07:39:53.298308 steadfs[9533] <INFO>: message {"more":1}`. Writing never blocks the
  * loop when it goes to a file.
  */
-import { mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { destination, type Logger, pino } from 'pino';
 
@@ -51,9 +51,16 @@ export interface LogHandle extends Log {
   flushLog(): void;
 }
 
+/** mkdir -p. (Node's own never ends where mkdir answers ENOENT below a folder that exists, as in /proc.) */
+export function makeFolder(path: string): void {
+  if (existsSync(path)) return;
+  makeFolder(dirname(path));
+  mkdirSync(path);
+}
+
 /** Starts logging. A file's folder is made when it is missing; throws when the file cannot be opened. */
 export function startLog(options: LogOptions): LogHandle {
-  if (options.file) mkdirSync(dirname(options.file), { recursive: true });
+  if (options.file) makeFolder(dirname(options.file));
   const out = destination(options.file ? { dest: options.file, sync: false, append: true } : { fd: 2, sync: true });
   const stream = { write: (json: string) => out.write(formatRecord(json, options.color ?? false)) };
   const log = pino(
