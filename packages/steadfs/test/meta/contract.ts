@@ -169,8 +169,8 @@ export function memoryState(items: Uint8Array[]) {
   };
 }
 
-const code = (c: string) => (e: unknown) => {
-  assert.equal((e as { code?: string }).code, c, e instanceof Error ? e.stack : String(e));
+const code = (c: string) => (e: unknown): true => {
+  assert.equal((e as { code?: string }).code, c, e instanceof Error ? (e.stack ?? e.message) : String(e));
   return true;
 };
 
