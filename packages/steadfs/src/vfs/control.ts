@@ -188,6 +188,7 @@ export class ControlFiles {
     const at = r.offsetOf(job.record);
     const slot = (lane: number) => (job.record + 1) * LANES + lane;
     const timer = setInterval(() => this.#progress(stream, job), PROGRESS_EVERY);
+    timer.unref();
     let end: Buffer;
     try {
       end = await this.#run(request, {

@@ -134,7 +134,8 @@ export class Core {
     return {
       nodeid: this.node(ino),
       generation: 1,
-      entryValid: attr.type === FileType.directory ? o.dirEntryCache : o.entryCache,
+      // Where we check permissions, a name that one user may look up must not be there for all.
+      entryValid: !o.defaultPermissions ? 0 : attr.type === FileType.directory ? o.dirEntryCache : o.entryCache,
       attrValid: o.attrCache,
       attr: fuseAttr(this.statIno(ino), attr, pending),
     };

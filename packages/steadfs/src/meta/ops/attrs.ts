@@ -62,12 +62,19 @@ export function* checkOpen(tx: Tx, cred: Cred, attr: Readonly<Attr>, flags: numb
 }
 
 /** What open(2) does beyond its checks: O_TRUNC empties the file and sets its times, whatever the length was. */
-export function* truncateOnOpen(tx: Tx, ino: Ino, attr: Readonly<Attr>, flags: number): Body<Attr> {
+export function* truncateOnOpen(
+  tx: Tx,
+  cred: Cred,
+  ino: Ino,
+  attr: Readonly<Attr>,
+  flags: number,
+): Body<Attr> {
   if ((flags & O_TRUNC) === 0 || attr.type !== FileType.file) return yield* present(tx, ino, attr);
   const next = { ...attr };
   if (attr.length !== 0) yield* changeLength(tx, ino, attr, 0);
   next.length = 0;
-  next.mode = withoutSuidgid(attr.mode);
+  // Root keeps them (CAP_FSETID).
+  if (cred.uid !== 0) next.mode = withoutSuidgid(attr.mode);
   setTime(next, 'mtime', tx.now);
   setTime(next, 'ctime', tx.now);
   yield* tx.updateNode(ino, next);
@@ -79,7 +86,7 @@ export function* open(tx: Tx, cred: Cred, ino: Ino, flags: number): Body<Attr> {
   const attr = yield* (flags & O_TRUNC) !== 0 ? tx.nodeForUpdate(ino) : tx.node(ino);
   if (attr === undefined) throw ENOENT;
   yield* checkOpen(tx, cred, attr, flags);
-  return yield* truncateOnOpen(tx, ino, attr, flags);
+  return yield* truncateOnOpen(tx, cred, ino, attr, flags);
 }
 
 function setTime(attr: Attr, which: 'atime' | 'mtime' | 'ctime', t: TimeSet): void {

@@ -173,7 +173,7 @@ export function* create(
     // Another client made it since the kernel looked: ESTALE lets the kernel look again and open what is there.
     if (attr.type !== FileType.file) throw ESTALE;
     yield* checkOpen(tx, cred, attr, flags);
-    return { ino: found.ino, attr: yield* truncateOnOpen(tx, found.ino, attr, flags), created: false };
+    return { ino: found.ino, attr: yield* truncateOnOpen(tx, cred, found.ino, attr, flags), created: false };
   }
   yield* checkInsert(tx, cred, parent, p);
   const node = { type: FileType.file, mode, umask, rdev: 0 };
