@@ -26,14 +26,29 @@ function classOf(pages: number): number {
   return Math.min(CLASSES - 1, EXACT + (exponent - 6) * 4 + ((pages >> (exponent - 2)) & 3));
 }
 
-export function createArena(fd: number, memory: Memory): Arena {
+/** Per page; made apart because it takes time, see mapCapsule(). */
+export interface ArenaTables {
+  used: Uint8Array;
+  /** At the first and last page of a free run: its length. */
+  run: Int32Array;
+  next: Int32Array;
+  previous: Int32Array;
+}
+
+export function arenaTables(length: number): ArenaTables {
+  const pages = Math.floor(length / PAGE);
+  return {
+    used: new Uint8Array(pages),
+    run: new Int32Array(pages),
+    next: new Int32Array(pages),
+    previous: new Int32Array(pages),
+  };
+}
+
+export function createArena(fd: number, memory: Memory, tables: ArenaTables = arenaTables(memory.length)): Arena {
   const pages = Math.floor(memory.length / PAGE);
   const chunks = Math.ceil(pages / CHUNK_PAGES);
-  const used = new Uint8Array(pages);
-  /** At the first and last page of a free run: its length. */
-  const run = new Int32Array(pages);
-  const next = new Int32Array(pages);
-  const previous = new Int32Array(pages);
+  const { used, run, next, previous } = tables;
   const heads = new Int32Array(CLASSES).fill(NONE);
   /** Per chunk: pages given out; present in our page table; may hold memory in the memfd; trim counter when it became free. */
   const usedOf = new Uint8Array(chunks);

@@ -37,7 +37,7 @@
 import { randomFillSync } from 'node:crypto';
 import { fstatSync } from 'node:fs';
 import { crc32 } from 'node:zlib';
-import { createArena } from './arena.ts';
+import { type ArenaTables, arenaTables, createArena } from './arena.ts';
 import type { Arena, Blob, Capsule, Records, SectionSpec } from './capsule-types.ts';
 import {
   ftruncate,
@@ -203,22 +203,42 @@ export function peekBlob(fd: number, name: string): Uint8Array | undefined {
   }
 }
 
+/** Address space and tables for {@link openCapsule}, made beforehand. */
+export interface MappedCapsule {
+  memory: Memory;
+  arena: Memory;
+  tables: ArenaTables;
+}
+
+/**
+ * Maps capsule and arena without changing anything: what of opening takes time (V8 counts a view of an arena as external memory and collects garbage for it), to
+ * be done before a take-over is committed. Throws CapsuleError.
+ */
+export function mapCapsule(fds: CapsuleFds, options: CapsuleOptions = {}): MappedCapsule {
+  const memory = mapWhole(fds.capsule, true);
+  readHeader(memory);
+  const have = fstatSync(fds.arena).size;
+  if (have % ARENA_UNIT !== 0 || have === 0) throw new CapsuleError('foreign', `an arena of ${have} bytes`);
+  // Behind the end of the memfd only addresses are taken; it grows in openCapsule.
+  const arena = mapFd(fds.arena, 0, Math.max(have, roundArena(options.arenaSize ?? 0)));
+  return { memory, arena, tables: arenaTables(arena.length) };
+}
+
 /**
  * Opens the capsule for serving. The caller holds its lock ({@link lockCapsule}). `fresh` is true when no section was ever made, so a first process that died early
  * is followed by one that starts afresh too. Throws CapsuleError.
  */
-export function openCapsule(fds: CapsuleFds, options: CapsuleOptions = {}): OpenCapsule {
-  const memory = mapWhole(fds.capsule, true);
+export function openCapsule(
+  fds: CapsuleFds,
+  options: CapsuleOptions = {},
+  { memory, arena: arenaMemory, tables }: MappedCapsule = mapCapsule(fds, options),
+): OpenCapsule {
   const header = readHeader(memory);
   const directory = readDirectory(memory);
-  const have = fstatSync(fds.arena).size;
-  const arenaSize = Math.max(have, roundArena(options.arenaSize ?? 0));
-  if (have % ARENA_UNIT !== 0 || have === 0) throw new CapsuleError('foreign', `an arena of ${have} bytes`);
-  if (arenaSize > have) ftruncate(fds.arena, arenaSize);
-  const arenaMemory = mapFd(fds.arena, 0, arenaSize);
-  madvise(arenaMemory.address, arenaSize, MADV_DONTDUMP);
-  const locked = mlockOnFault(arenaMemory.address, arenaSize);
-  const arena: Arena = createArena(fds.arena, arenaMemory);
+  if (fstatSync(fds.arena).size < arenaMemory.length) ftruncate(fds.arena, arenaMemory.length);
+  madvise(arenaMemory.address, arenaMemory.length, MADV_DONTDUMP);
+  const locked = mlockOnFault(arenaMemory.address, arenaMemory.length);
+  const arena: Arena = createArena(fds.arena, arenaMemory, tables);
   const fresh = directory.length === 0;
   const opened = new Map<string, Records | Blob>();
 

@@ -12,6 +12,8 @@ import {
   incompatible,
   inspectCapsule,
   lockCapsule,
+  type MappedCapsule,
+  mapCapsule,
   openCapsule,
   peekBlob,
 } from './capsule.ts';
@@ -438,8 +440,13 @@ async function adoptAndServe<Warm>(
   process.on('SIGHUP', () => {}); // a terminal that closes is no reason to end
 
   // --- Prepare
+  const capsuleFds = { capsule: FD_CAPSULE, arena: FD_ARENA };
+  const sizes = { arenaSize: launch.arenaSize };
   let before: ProcessRecord | undefined;
+  let mapped: MappedCapsule;
   try {
+    mapped = mapCapsule(capsuleFds, sizes);
+    if (upgrade) rehearse();
     const { sections } = inspectCapsule(FD_CAPSULE);
     const known = settings.sections && [
       ...settings.sections,
@@ -484,7 +491,7 @@ async function adoptAndServe<Warm>(
   }
 
   // --- Adopt
-  const capsule = openCapsule({ capsule: FD_CAPSULE, arena: FD_ARENA }, { arenaSize: launch.arenaSize });
+  const capsule = openCapsule(capsuleFds, sizes, mapped);
   const blob = capsule.blob(PROCESS_BLOB, PROCESS_BLOB_MAX);
   const record: ProcessRecord = readProcessRecord(blob.get()) ?? { pid: 0, keeper: 0, version: '', takeovers: [] };
   const from = record.version;
@@ -576,6 +583,22 @@ async function adoptAndServe<Warm>(
   notify?.close();
   rmSync(launch.directory, { recursive: true, force: true });
   log('info', `${launch.mountPoint}: unmounted`);
+}
+
+/** Runs what comes between the commit and the first answer once on a capsule of its own, so that it is compiled by then. */
+function rehearse(): void {
+  const fds = createCapsule({ arenaSize: 1 << 20 });
+  const mapped = mapCapsule(fds);
+  const capsule = openCapsule(fds, {}, mapped);
+  const blob = capsule.blob(PROCESS_BLOB, 4096);
+  blob.set(new Uint8Array(64));
+  blob.get();
+  const records = capsule.records({ name: 'records', version: 1, recordSize: 64, capacity: 64 });
+  records.free(records.alloc()!);
+  for (const _ of records.live());
+  capsule.arena.free(capsule.arena.alloc(8192)!, 8192);
+  sys.close(fds.capsule);
+  sys.close(fds.arena);
 }
 
 /** A cleaner of /tmp may have removed it. */

@@ -530,6 +530,17 @@ export function connectDatagram(path: string): number {
   }
   return fd;
 }
+/** A bound datagram socket, non-blocking: the receiving side of sd_notify, for tests. */
+export function bindDatagram(path: string): number {
+  const fd = check(c.socket(AF_UNIX, 2 | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), 'socket');
+  const length = sockaddr(path);
+  if (c.bind(fd, scratch().address, length) < 0) {
+    const error = fail(`bind ${path}`);
+    close(fd);
+    throw error;
+  }
+  return fd;
+}
 /** Two connected stream sockets, close-on-exec, blocking. */
 export function socketPair(): [number, number] {
   const m = scratch();

@@ -1,0 +1,168 @@
+/** The fd store: a service manager that speaks the protocol (below), and a real systemd (systemd-real.test.ts). */
+import assert from 'node:assert/strict';
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { abortConnection, findMount, unmount } from '../src/mount.ts';
+import { endMount, mountState } from '../src/service.ts';
+import * as sys from '../src/sys.ts';
+import { notifications, ownUnit, storedMount } from '../src/systemd.ts';
+
+const skip = existsSync('/dev/fuse') && sys.geteuid() === 0 ? false : 'needs root and /dev/fuse';
+const notes = new URL('../examples/notes.ts', import.meta.url).pathname;
+
+/** What a manager keeps of a unit: the store, the messages, the main process. */
+class Manager {
+  readonly store = new Map<string, number>();
+  readonly log: Record<string, string>[] = [];
+  readonly #socket: number;
+  readonly #path: string;
+  #child: ChildProcess | undefined;
+  constructor(dir: string) {
+    this.#path = join(dir, 'notify');
+    this.#socket = sys.bindDatagram(this.#path);
+  }
+  read(): void {
+    for (;;) {
+      const got = sys.receiveFds(this.#socket);
+      if (typeof got === 'number') return;
+      const message = Object.fromEntries(
+        Buffer.from(got.data)
+          .toString()
+          .split('\n')
+          .map(line => line.split('=', 2) as [string, string]),
+      );
+      this.log.push(message);
+      const name = message.FDNAME!;
+      if (message.FDSTORE) {
+        assert.equal(got.fds.length, 1);
+        if (name === 'steadfs-fuse') assert.equal(message.FDPOLL, '0', 'the connection must not be polled');
+        const old = this.store.get(name);
+        if (old !== undefined) sys.close(old);
+        this.store.set(name, got.fds[0]!);
+      } else assert.equal(got.fds.length, 0);
+      if (message.FDSTOREREMOVE) {
+        const old = this.store.get(name);
+        if (old !== undefined) sys.close(old);
+        this.store.delete(name);
+      }
+    }
+  }
+  start(dir: string, env: Record<string, string> = {}): ChildProcess {
+    const fds = [...this.store];
+    this.#child = spawn(process.execPath, [notes, 'unit', dir], {
+      stdio: ['ignore', 'inherit', 'inherit', ...fds.map(f => f[1])],
+      env: {
+        ...process.env,
+        NOTIFY_SOCKET: this.#path,
+        ...(fds.length && { LISTEN_FDS: String(fds.length), LISTEN_FDNAMES: fds.map(f => f[0]).join(':') }),
+        ...env,
+      },
+    });
+    return this.#child;
+  }
+  async until(what: string, seen: () => boolean): Promise<void> {
+    const end = performance.now() + 10_000;
+    for (;;) {
+      this.read();
+      if (seen()) return;
+      assert.ok(performance.now() < end, what);
+      await sleep(5);
+    }
+  }
+  ready(): Promise<void> {
+    this.log.length = 0;
+    return this.until('READY=1', () => this.log.some(m => m.READY === '1'));
+  }
+  end(): void {
+    this.#child?.kill('SIGKILL');
+    for (const fd of this.store.values()) sys.close(fd);
+    sys.close(this.#socket);
+  }
+}
+
+test('messages and their fds', () => {
+  const dir = mkdtempSync(join(tmpdir(), 'steadfs-notify-'));
+  const socket = sys.bindDatagram(join(dir, 's'));
+  try {
+    assert.equal(notifications({}), undefined);
+    const n = notifications({ NOTIFY_SOCKET: join(dir, 's') })!;
+    n.ready('up\nand running');
+    n.extendTimeout(5);
+    n.watchdog();
+    const texts = [0, 1, 2].map(() => {
+      const got = sys.receiveFds(socket);
+      assert.ok(typeof got !== 'number');
+      return Buffer.from(got.data).toString();
+    });
+    assert.deepEqual(texts, [
+      `READY=1\nSTATUS=up and running\nMAINPID=${process.pid}`,
+      'EXTEND_TIMEOUT_USEC=5000',
+      'WATCHDOG=1',
+    ]);
+    n.close();
+    assert.equal(ownUnit('0::/system.slice/steadfs-vol.service\n'), 'steadfs-vol.service');
+    assert.equal(ownUnit('0::/user.slice\n'), undefined);
+    assert.equal(storedMount(new Map([['other', 3]])), undefined);
+    assert.throws(() => storedMount(new Map([['steadfs-fuse', 3]])), /steadfs-capsule/);
+  } finally {
+    sys.close(socket);
+    rmSync(dir, { recursive: true });
+  }
+});
+
+test('fd store: kill -9 is a recovery, a restart an upgrade, an unmount empties the store', {
+  skip,
+  timeout: 60_000,
+}, async () => {
+  const scratch = mkdtempSync(join(tmpdir(), 'steadfs-store-'));
+  const dir = join(scratch, 'm');
+  mkdirSync(dir);
+  const manager = new Manager(scratch);
+  try {
+    manager.start(dir, { STEADFS_NOTES_VERSION: '1.0.0' });
+    await manager.ready();
+    assert.deepEqual(
+      [...manager.store.keys()].sort(),
+      ['arena', 'capsule', 'fuse', 'launch', 'state'].map(n => `steadfs-${n}`),
+    );
+    const first = (await mountState(dir))!;
+    assert.equal(first.keeper, undefined);
+    execFileSync('sh', ['-c', `echo hello >${dir}/a`], { timeout: 5000 });
+    for (let i = 0; i < 4; i++) {
+      const { service } = (await mountState(dir))!;
+      const reader = (async () => {
+        await sleep(20);
+        return spawn('cat', [join(dir, 'a')], { stdio: ['ignore', 'pipe', 'inherit'] });
+      })();
+      sys.kill(service!.pid, sys.SIGKILL);
+      const child = manager.start(dir, { STEADFS_NOTES_VERSION: `1.0.${i}` });
+      await manager.ready();
+      assert.equal((await mountState(dir))!.service!.pid, child.pid);
+      const cat = await reader;
+      const [code] = await Promise.all([new Promise(resolve => cat.on('close', resolve))]);
+      assert.equal(code, 0);
+    }
+    const state = (await mountState(dir))!;
+    assert.equal(state.takeovers.at(-1)!.why, 'systemd');
+    assert.equal(state.service!.version, '1.0.3');
+    // No other starter may replace it.
+    assert.throws(
+      () => execFileSync(process.execPath, [notes, 'upgrade', dir], { timeout: 10_000, stdio: 'pipe' }),
+      (e: Error & { stderr?: Buffer }) => /systemd/.test(String(e.stderr)),
+    );
+    await endMount(dir);
+    await manager.until('the store is empty', () => manager.store.size === 0);
+  } finally {
+    manager.end();
+    const mount = findMount(dir);
+    if (mount) {
+      abortConnection(mount.device);
+      await unmount(dir, { force: true });
+    }
+    rmSync(scratch, { recursive: true, force: true });
+  }
+});
