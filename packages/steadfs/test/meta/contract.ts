@@ -95,7 +95,8 @@ export class Client {
     this.db = db;
   }
 
-  op(slot = 0): Op {
+  /** Requests in flight at once are in slots of their own, as the server's are. */
+  op(slot = 100 + (this.#seq % 32)): Op {
     return { kind: OpKind.request, slot, seq: ++this.#seq };
   }
 
@@ -169,10 +170,12 @@ export function memoryState(items: Uint8Array[]) {
   };
 }
 
-const code = (c: string) => (e: unknown): true => {
-  assert.equal((e as { code?: string }).code, c, e instanceof Error ? (e.stack ?? e.message) : String(e));
-  return true;
-};
+const code =
+  (c: string) =>
+  (e: unknown): true => {
+    assert.equal((e as { code?: string }).code, c, e instanceof Error ? (e.stack ?? e.message) : String(e));
+    return true;
+  };
 
 /** The call fails with this errno. */
 export async function fails(what: Promise<unknown> | (() => unknown), errno: string): Promise<void> {
@@ -850,6 +853,19 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       assert.deepEqual(again, made);
       await next.mknod({ ...op, seq: 2 }, root, ROOT, name('b'), { type: 1, mode: 0, umask: 0, rdev: 0 });
       await next.flush();
+      // What the old process still does to its session touches nothing.
+      await old.closeSession();
+      await old.close();
+      engines.splice(engines.indexOf(old), 1);
+      assert.equal((await c.engine.listSessions(false)).length, 2);
+      const { ino: d } = await next.mknod({ ...op, seq: 3 }, root, ROOT, name('d'), {
+        type: 2,
+        mode: 0o700,
+        umask: 0,
+        rdev: 0,
+      });
+      await next.mknod({ ...op, seq: 4 }, root, d, name('x'), { type: 1, mode: 0o700, umask: 0, rdev: 0 });
+      assert.equal((await next.dirStat(d)).inodes, 1);
       const third = await c.db.open();
       engines.push(third);
       await third.load();
@@ -857,7 +873,11 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       await fails(third.adoptSession({ ...id, sid: 4711 }, session), 'ESTALE');
       // Cleaned by a peer: mutations are refused, and nothing can be adopted.
       await c.engine.cleanSession(id.sid);
-      await fails(next.mknod({ ...op, seq: 3 }, root, ROOT, name('c'), { type: 1, mode: 0, umask: 0, rdev: 0 }), 'EIO');
+      // The usage that its records held was counted, once.
+      assert.equal((await c.engine.dirStat(d)).inodes, 1);
+      await c.engine.heartbeat();
+      assert.equal((await c.engine.statfs(ROOT)).usedInodes, 4);
+      await fails(next.mknod({ ...op, seq: 5 }, root, ROOT, name('c'), { type: 1, mode: 0, umask: 0, rdev: 0 }), 'EIO');
       await fails(third.adoptSession(adopted, session), 'ESTALE');
     });
 

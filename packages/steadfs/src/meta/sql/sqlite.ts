@@ -113,6 +113,7 @@ function toErrno(e: unknown): Errno {
   }
 }
 
+const EXPIRED = 'it has expired';
 const SETTING = "SELECT value FROM $setting WHERE name='format'";
 
 export class SqliteEngine {
@@ -327,6 +328,7 @@ export class SqliteEngine {
   /** A transaction of its own, outside the groups (which must be empty). */
   #exclusive<T>(what: () => T): T {
     const db = this.#db!;
+    if (this.#group !== undefined) this.#commit();
     db.exec('BEGIN IMMEDIATE');
     try {
       this.#tx.begin();
@@ -680,7 +682,7 @@ export class SqliteEngine {
   }
 
   /** Throws EIO when the session is gone, taken over or expired. */
-  #checkSession(): void {
+  #checkSession(expiry = true): void {
     if (this.#lost === undefined && !this.#sessionChecked) {
       const sql = 'SELECT s.incarnation,s.epoch,j.expire FROM @session s JOIN $session2 j ON j.sid=s.sid WHERE s.sid=?';
       const row = this.#st.one(sql, this.volume.sid);
@@ -690,7 +692,7 @@ export class SqliteEngine {
       else this.#expire = row[2] as number;
       this.#sessionChecked = this.#lost === undefined;
     }
-    if (this.#lost === undefined && this.#tx.now.sec > this.#expire) this.#lose('it has expired');
+    if (expiry && this.#lost === undefined && this.#tx.now.sec > this.#expire) this.#lose(EXPIRED);
     if (this.#lost !== undefined) throw EIO.because(`session ${this.volume.sid} lost: ${this.#lost}`);
   }
 
@@ -903,6 +905,8 @@ export class SqliteEngine {
     if (this.volume.sid === 0 || this.options.readOnly) return;
     const self = this;
     await this.transact(function* () {
+      // A process whose session was taken over must not write its view of the records.
+      self.#checkSession();
       self.#flushUsage();
     });
   }
@@ -1016,7 +1020,10 @@ export class SqliteEngine {
     if (this.volume.sid !== 0 && !this.options.readOnly) {
       const expire = unixNow() + EXPIRE_AHEAD;
       const alive = await this.transact(function* (tx): Body<boolean> {
-        self.#checkSession();
+        if (self.#lost === EXPIRED) self.#lost = undefined;
+        self.#sessionChecked = false;
+        // Expired while the machine slept, but nobody has cleaned it: it goes on.
+        self.#checkSession(false);
         (tx as SqliteTx).writes++;
         return self.#st.run('UPDATE $session2 SET expire=? WHERE sid=?', expire, self.volume.sid) > 0;
       });
@@ -1041,8 +1048,13 @@ export class SqliteEngine {
   async closeSession(): Promise<void> {
     const { sid } = this.volume;
     if (sid === 0) return;
-    await this.flush();
-    await this.cleanSession(sid);
+    try {
+      await this.flush();
+      await this.cleanSession(sid);
+    } catch (e) {
+      // Gone or taken over: it is not ours to remove.
+      if (this.#lost === undefined) throw e;
+    }
     this.volume.sid = 0;
     this.#identity = undefined;
     this.#records.clear();
@@ -1140,13 +1152,14 @@ export class SqliteEngine {
   // ── durability ────────────────────────────────────────────────────────────────────────────────────────────────────
 
   async durable(): Promise<void> {
-    while (this.#afterCommit !== undefined) await this.#afterCommit;
+    await this.#afterCommit;
     await this.#wal?.sync();
   }
 
   async sync(): Promise<void> {
-    // What is queued behind a busy database was not answered yet, but fsync promises what was asked for before it.
-    await this.#idle();
+    await this.#afterCommit;
+    // What is queued behind a busy database was asked for before this: the queue is in order.
+    if (this.#waiting.length > 0) await this.transact(nothingToDo);
     await this.#wal?.sync();
   }
 
@@ -1297,6 +1310,9 @@ export class SqliteEngine {
     });
   }
 }
+
+// biome-ignore lint/correctness/useYield: a body that has nothing to wait for
+function* nothingToDo(): Body<void> {}
 
 function* first<T>(step: Iterable<Promise<unknown>, T, unknown>): Body<T> {
   return yield* step;
