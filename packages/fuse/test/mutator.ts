@@ -19,7 +19,13 @@ interface Node {
   nlink: { n: number };
 }
 const model = new Map<string, Node>();
-const names = ['a', 'b', 'c', 'dd', 'a long name that goes past the first eighty bytes of the request, so that it lands on a page'];
+const names = [
+  'a',
+  'b',
+  'c',
+  'dd',
+  'a long name that goes past the first eighty bytes of the request, so that it lands on a page',
+];
 let operations = 0;
 
 function fail(what: string): never {
@@ -58,7 +64,8 @@ function step(): void {
   const node = model.get(path);
   switch (random(9)) {
     case 0: {
-      if (expect(`mkdir ${path}`, node ? 'EEXIST' : undefined, () => fs.mkdirSync(real))) model.set(path, { nlink: { n: 2 } });
+      if (expect(`mkdir ${path}`, node ? 'EEXIST' : undefined, () => fs.mkdirSync(real)))
+        model.set(path, { nlink: { n: 2 } });
       return;
     }
     case 1: {
@@ -126,7 +133,9 @@ function step(): void {
       if (!expect(`stat ${path}`, code, () => (stat = fs.statSync(real)))) return;
       if (stat!.isDirectory() !== !node!.content) fail(`stat ${path}: type`);
       if (!node!.content) {
-        const want = children(path).map(p => p.slice(path.length + 1)).sort();
+        const want = children(path)
+          .map(p => p.slice(path.length + 1))
+          .sort();
         const have = fs.readdirSync(real).sort();
         if (want.join() !== have.join()) fail(`readdir ${path}: ${have} instead of ${want}`);
         return;

@@ -1,0 +1,190 @@
+/** Real mounts of the example file system, with kill -9. Skipped where /dev/fuse cannot be used. FUSE_TEST_KILLS=N makes the kill tests longer (default 12). */
+import assert from 'node:assert/strict';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { accessSync, constants, mkdtempSync, rmdirSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { type CapsuleFds, createCapsule } from '../src/capsule.ts';
+import { mountFuse, unmount } from '../src/mount.ts';
+import { close } from '../src/sys.ts';
+
+const run = promisify(execFile);
+const here = import.meta.dirname;
+const skip = (() => {
+  try {
+    accessSync('/dev/fuse', constants.R_OK | constants.W_OK);
+    return process.getuid?.() === 0 ? false : 'not root';
+  } catch {
+    return 'no /dev/fuse';
+  }
+})();
+const kills = Number(process.env.FUSE_TEST_KILLS ?? 12);
+
+/** A mount whose fds this process holds, and its server, a child. */
+class Mount {
+  readonly point = mkdtempSync(join(tmpdir(), 'fuse-proto-'));
+  fds!: CapsuleFds;
+  fuse!: number;
+  server!: ChildProcess;
+  output = '';
+  ended = false;
+
+  async start(): Promise<void> {
+    this.fds = createCapsule({ arenaSize: 256 << 20 });
+    this.fuse = (await mountFuse(this.point, { source: 'memory', subtype: 'memory', defaultPermissions: true })).fd;
+    this.serve();
+  }
+  /** With `place`, the server kills itself there (faulty.ts). */
+  serve(place?: number): void {
+    const program = place === undefined ? ['../examples/memory.ts', '--adopt'] : ['faulty.ts', String(place)];
+    this.server = spawn(process.execPath, [join(here, program[0]!), program[1]!], {
+      stdio: ['ignore', 'pipe', 'pipe', this.fuse, this.fds.capsule, this.fds.arena],
+    });
+    for (const stream of [this.server.stdout!, this.server.stderr!])
+      stream.on('data', data => {
+        this.output += data;
+      });
+  }
+  get dead(): boolean {
+    return this.server.exitCode !== null || this.server.signalCode !== null;
+  }
+  async gone(): Promise<void> {
+    if (!this.dead) await once(this.server, 'exit');
+  }
+  /** kill -9 and the next one. */
+  async restart(place?: number): Promise<void> {
+    this.server.kill('SIGKILL');
+    await this.gone();
+    this.serve(place);
+  }
+  shell(script: string, timeout = 20_000): Promise<{ stdout: string; stderr: string }> {
+    const env = { ...process.env, M: this.point };
+    return run('/bin/sh', ['-ec', script], { cwd: '/', timeout, killSignal: 'SIGKILL', env });
+  }
+  async stop(): Promise<void> {
+    if (this.ended) return;
+    this.ended = true;
+    try {
+      await unmount(this.point);
+      await Promise.race([this.gone(), sleep(5000, undefined, { ref: false })]);
+    } finally {
+      this.server.kill('SIGKILL');
+      await unmount(this.point, { force: true, lazy: true }).catch(() => {});
+      for (const fd of [this.fuse, this.fds.capsule, this.fds.arena]) close(fd);
+      rmdirSync(this.point);
+    }
+  }
+}
+
+async function mounted(body: (mount: Mount) => Promise<void>): Promise<void> {
+  const mount = new Mount();
+  await mount.start();
+  const said = () => mount.output.replaceAll(/^serving.*\n/gm, '');
+  try {
+    await body(mount);
+    await mount.stop();
+    assert.equal(said(), '', 'the server says nothing else');
+    assert.equal(mount.server.exitCode, 0);
+  } catch (error) {
+    await mount.stop().catch(() => {});
+    throw said() === '' ? error : new Error(`server: ${said()}`, { cause: error });
+  }
+}
+
+/** Three programs that compare each result with a model, while `disturb` does its work. */
+async function checked(
+  mount: Mount,
+  time: number,
+  disturb: (over: () => boolean) => Promise<void>,
+): Promise<{ answered: number; repeated: number }> {
+  const seed = Math.floor(Math.random() * 2 ** 31);
+  console.log(`# seed ${seed}`);
+  await mount.shell('mkdir $M/0 $M/1 $M/2');
+  const clients = [0, 1, 2].map(i =>
+    run(process.execPath, [join(here, 'mutator.ts'), `${mount.point}/${i}`, String(seed + i), String(time)], {
+      timeout: time * 10 + 60_000,
+      killSignal: 'SIGKILL',
+    }).catch(error => {
+      throw new Error(`client ${i}: ${error.stdout}${error.stderr}`);
+    }),
+  );
+  let over = false;
+  const all = Promise.all(clients).finally(() => {
+    over = true;
+  });
+  all.catch(() => {});
+  await disturb(() => over);
+  const counts = (await all).map(({ stdout }) => Number(stdout));
+  const carried = [...mount.output.matchAll(/serving (.*)/g)].map(m => JSON.parse(m[1]!));
+  const sum = (what: string): number => carried.reduce((n, c) => n + c[what], 0);
+  const [answered, repeated] = [sum('answered'), sum('repeated')];
+  console.log(
+    `# ${counts.reduce((a, b) => a + b)} operations, ${carried.length} servers; answered again ${answered}, repeated ${repeated}`,
+  );
+  for (const n of counts) assert.ok(n > 5);
+  return { answered, repeated };
+}
+
+test('shell commands on the example file system', { skip, timeout: 60_000 }, () =>
+  mounted(async mount => {
+    const { stdout } = await mount.shell(`cd $M
+      mkdir a; echo one > a/f; ln a/f g; ln -s a/f s; mv a/f a/h; cat s 2>/dev/null || cat g
+      dd if=/dev/urandom of=/tmp/fuse-proto-$$ bs=100k count=33 2>/dev/null
+      cp /tmp/fuse-proto-$$ big; cmp big /tmp/fuse-proto-$$; dd if=big of=direct bs=4k iflag=direct oflag=direct 2>/dev/null; cmp big direct
+      truncate -s 5 big; truncate -s 9 big; od -An -c big | wc -l; rm /tmp/fuse-proto-$$
+      flock g true; touch -d @1234567890.123456789 g; stat -c %.9Y g; chmod 640 g; stat -c '%a %h %s' g
+      i=0; while [ $i -lt 300 ]; do : > a/n$i; i=$((i+1)); done; ls a | wc -l; rm -r a; ls; cd /`);
+    assert.equal(stdout, 'one\n1\n1234567890.123456789\n640 2 4\n301\nbig\ndirect\ng\ns\n');
+  }),
+);
+
+test('an unlinked file is there while it is open', { skip, timeout: 60_000 }, () =>
+  mounted(async mount => {
+    const { stdout } = await mount.shell('cd $M; echo text > f; exec 5< f; rm f; cat <&5; ls -A | wc -l; cd /');
+    assert.equal(stdout, 'text\n0\n');
+  }),
+);
+
+test('kill -9 of the server again and again: every result is right', { skip, timeout: 600_000 }, () =>
+  mounted(async mount => {
+    await checked(mount, kills * 400, async over => {
+      for (let i = 0; i < kills && !over(); i++) {
+        await sleep(20 + Math.random() * 300);
+        await mount.restart();
+      }
+    });
+  }),
+);
+
+test('the server dies at every step of a request: every result is right', { skip, timeout: 600_000 }, () =>
+  mounted(async mount => {
+    const { answered, repeated } = await checked(mount, kills * 500, async over => {
+      while (!over()) {
+        await mount.restart(1 + Math.floor(Math.random() * 300));
+        const gone = mount.gone();
+        while (!over() && !mount.dead) await Promise.race([gone, sleep(50)]);
+      }
+      await mount.restart();
+    });
+    assert.ok(answered + repeated > 0);
+  }),
+);
+
+test('a blocked lock goes on waiting through kill -9, and is interrupted by a signal', { skip, timeout: 60_000 }, () =>
+  mounted(async mount => {
+    await mount.shell('echo > $M/f');
+    const order: string[] = [];
+    const holder = mount.shell('flock $M/f sleep 2').then(() => order.push('holder'));
+    await sleep(500);
+    const waiter = mount.shell('flock $M/f true').then(() => order.push('waiter'));
+    const loser = mount.shell('timeout 1 flock $M/f true || echo $?').then(({ stdout }) => order.push(stdout.trim()));
+    await sleep(300);
+    await mount.restart();
+    await Promise.all([holder, waiter, loser]);
+    assert.deepEqual(order, ['124', 'holder', 'waiter']);
+  }),
+);
