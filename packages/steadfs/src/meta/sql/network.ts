@@ -4,10 +4,11 @@
  * session's header with a shared lock, so that nothing commits after a take-over.
  */
 import { randomBytes } from 'node:crypto';
-import { EINVAL, EIO, ENOENT, ENOSPC, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
+import { EINVAL, EIO, ENOENT, ENOSPC, ENOTDIR, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
 import { type Attr, FileType } from '../../format/attr.ts';
 import { type Ino, inoToBigint, ROOT, TRASH } from '../../format/ino.ts';
 import { decodeLocks } from '../../format/locks.ts';
+import { SLICE_BYTES } from '../../format/slice.ts';
 import {
   changedImmutable,
   decryptSecrets,
@@ -37,7 +38,7 @@ import type {
 } from '../engine.ts';
 import { NAME_MAX, present } from '../ops/access.ts';
 import { logChange } from '../ops/changelog.ts';
-import { noQuotas } from '../ops/quota.ts';
+import { noQuotas, treeUsage } from '../ops/quota.ts';
 import { type Codec, writeCodec } from '../ops/record.ts';
 import { countChildren, dropSustained } from '../ops/sessions.ts';
 import { type Body, runAsync, type Tx, type TxDriver, Usage, type Volume } from '../ops/tx.ts';
@@ -61,7 +62,7 @@ import { parseMysqlUrl, parsePostgresUrl } from './url.ts';
 /** A session counts as alive for this long after its last heartbeat, seconds. */
 const EXPIRE_AHEAD = 600;
 /** Changes of usage that an op record holds at most before they are written to the volume's tables. */
-const DELTAS_PER_RECORD = 12;
+const DELTAS_PER_RECORD = 64;
 const FLUSH_MS = 1000;
 const INODE_BATCH = 1024;
 const SLICE_BATCH = 4096;
@@ -239,10 +240,21 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       for (const d of tx.deltas) addDelta(deltas, d);
       if (deltas.length > DELTAS_PER_RECORD) return undefined;
       acct = deltas.length > 0 ? encodeDeltas(deltas) : null;
+      const result = codec.encode(value);
+      // The number of records after a slice commit is known to the statement only: it takes the place of the first 8 bytes.
+      const counted = tx.appendsChunk && codec === (writeCodec as Codec<unknown>);
       statement = tx.statement([
         {
-          sql: `INSERT INTO ${own}op AS o (sid, kind, slot, seq, result, acct) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = EXCLUDED.seq, result = EXCLUDED.result, acct = EXCLUDED.acct WHERE o.seq < EXCLUDED.seq AND o.acct IS NOT DISTINCT FROM ? RETURNING 1`,
-          params: [volume.sid, op.kind, op.slot, op.seq, codec.encode(value), acct, record?.acct ?? null],
+          sql: `INSERT INTO ${own}op AS o (sid, kind, slot, seq, result, acct) VALUES (?, ?, ?, ?, ${counted ? `float8send((SELECT length FROM appended)::float8 / ${SLICE_BYTES}) || ?` : '?'}, ?) ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = EXCLUDED.seq, result = EXCLUDED.result, acct = EXCLUDED.acct WHERE o.seq < EXCLUDED.seq AND o.acct IS NOT DISTINCT FROM ? RETURNING 1`,
+          params: [
+            volume.sid,
+            op.kind,
+            op.slot,
+            op.seq,
+            counted ? result.subarray(8) : result,
+            acct,
+            record?.acct ?? null,
+          ],
         },
         {
           sql: `SELECT 1 FROM ${own}session s JOIN ${prefix}session2 j ON j.sid = s.sid WHERE s.sid = ? AND s.incarnation = ? AND s.epoch = ? AND j.expire >= ? FOR SHARE OF s`,
@@ -359,8 +371,39 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     quota.usedInodes += d.inodes;
   }
 
+  /** Statistics of a directory: the row, and what op records of this session hold beside it, of one moment. */
+  async function dirStat(ino: Ino): Promise<{ length: number; space: number; inodes: number }> {
+    const row = `SELECT data_length, used_space, used_inodes, NULL FROM ${prefix}dir_stats WHERE inode = ?`;
+    const pending = `SELECT 0, 0, 0, acct FROM ${own}op WHERE sid = ? AND acct IS NOT NULL`;
+    const stat = await persist(async c => {
+      const rows =
+        volume.sid === 0
+          ? await c.all(row, [inoToBigint(ino)])
+          : await c.all(`${row} UNION ALL ${pending}`, [inoToBigint(ino), volume.sid]);
+      if (!rows.some(r => r[3] === null)) return undefined;
+      const sum = { length: 0, space: 0, inodes: 0 };
+      for (const r of rows) {
+        const deltas =
+          r[3] === null
+            ? [{ length: toNumber(r[0]), space: toNumber(r[1]), inodes: toNumber(r[2]) }]
+            : decodeDeltas(toBytes(r[3])).filter(d => d.kind === Usage.dirStat && d.key === ino);
+        for (const d of deltas) {
+          sum.length += d.length;
+          sum.space += d.space;
+          sum.inodes += d.inodes;
+        }
+      }
+      return sum;
+    });
+    if (stat !== undefined && stat.length >= 0 && stat.space >= 0 && stat.inodes >= 0) return stat;
+    return await driver.read(function* (tx) {
+      if ((yield* tx.node(ino)) === undefined) throw ENOENT;
+      return yield* countChildren(tx, ino);
+    });
+  }
+
   /** Rows in a fixed order, so that two clients never wait for each other. */
-  async function applyUsage(tx: NetworkTx, c: SqlConnection, list: readonly Delta[]): Promise<void> {
+  async function applyUsage(tx: NetworkTx, c: SqlConnection, list: readonly Delta[], flushing = false): Promise<void> {
     for (const d of [...list].sort((a, b) => a.kind - b.kind || a.key - b.key)) {
       if (d.kind === Usage.volume) {
         if (d.inodes !== 0) await runAsync(step(tx.addCounter('totalInodes', d.inodes)));
@@ -372,6 +415,19 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         const attr = await runAsync(step(tx.node(d.key)));
         if (attr?.type !== FileType.directory) continue;
         const s = await runAsync(countChildren(tx, d.key));
+        // What records still hold of it will come with a flush.
+        if (!flushing && volume.sid !== 0) {
+          for (const [acct] of await c.all(`SELECT acct FROM ${own}op WHERE sid = ? AND acct IS NOT NULL`, [
+            volume.sid,
+          ])) {
+            for (const p of decodeDeltas(toBytes(acct))) {
+              if (p.kind !== Usage.dirStat || p.key !== d.key) continue;
+              s.length -= p.length;
+              s.space -= p.space;
+              s.inodes -= p.inodes;
+            }
+          }
+        }
         await runAsync(step(tx.insertDirStat(d.key, s.length, s.space, s.inodes)));
       } else if (d.kind === Usage.dirQuota) {
         await c.run(
@@ -392,15 +448,30 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
 
   /** Moves what the op records of a session hold into the volume's tables. */
   async function flushOf(sid: number, tx: NetworkTx, c: SqlConnection): Promise<void> {
-    const rows = await c.all(
-      `SELECT acct FROM ${own}op WHERE sid = ? AND acct IS NOT NULL ORDER BY kind, slot FOR UPDATE`,
-      [sid],
-    );
+    // Exactly the rows whose deltas are counted are cleared: others may get some meanwhile.
+    let rows: SqlRow[];
+    if (kind === 'postgres') {
+      const old = `SELECT kind, slot, acct FROM ${own}op WHERE sid = ? AND acct IS NOT NULL ORDER BY kind, slot FOR UPDATE`;
+      rows = await c.all(
+        `UPDATE ${own}op o SET acct = NULL FROM (${old}) old WHERE o.sid = ? AND o.kind = old.kind AND o.slot = old.slot RETURNING old.acct`,
+        [sid, sid],
+      );
+    } else {
+      rows = await c.all(
+        `SELECT acct, kind, slot FROM ${own}op WHERE sid = ? AND acct IS NOT NULL ORDER BY kind, slot FOR UPDATE`,
+        [sid],
+      );
+      for (const row of rows) {
+        await c.run(`UPDATE ${own}op SET acct = NULL WHERE sid = ? AND kind = ? AND slot = ?`, [
+          sid,
+          toNumber(row[1]),
+          toNumber(row[2]),
+        ]);
+      }
+    }
     const sum: Delta[] = [];
     for (const row of rows) for (const d of decodeDeltas(toBytes(row[0]))) addDelta(sum, d);
-    if (rows.length === 0) return;
-    await applyUsage(tx, c, sum);
-    await c.run(`UPDATE ${own}op SET acct = NULL WHERE sid = ? AND acct IS NOT NULL`, [sid]);
+    if (sum.length > 0) await applyUsage(tx, c, sum, true);
   }
 
   async function flush(): Promise<void> {
@@ -719,26 +790,23 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     const columns = NODE_COLUMNS.split(', ')
       .map(c => `n.${c}`)
       .join(', ');
-    const found = await persist(async c => {
-      const rows = await c.all(
-        `SELECT e.inode, ${columns} FROM ${prefix}edge e JOIN ${prefix}node n ON n.inode = e.inode WHERE e.parent = ? AND e.name = ?`,
-        [inoToBigint(parent), name],
-      );
-      const row = rows[0];
+    const sql = `SELECT p.type, e.inode, ${columns} FROM ${prefix}node p LEFT JOIN ${prefix}edge e ON e.parent = p.inode AND e.name = ? LEFT JOIN ${prefix}node n ON n.inode = e.inode WHERE p.inode = ?`;
+    return await persist(async c => {
+      const row = (await c.all(sql, [name, inoToBigint(parent)]))[0];
+      if (row === undefined) throw ENOENT;
+      if (toNumber(row[0]) !== FileType.directory) throw ENOTDIR;
       const key = SeenRows.key(parent, name);
-      if (row === undefined) {
+      // An entry without its inode counts as none (spec/meta-sql.md §5).
+      if (row[1] === null || row[2] === null) {
         seen.sawEdge(key, undefined);
-        return undefined;
+        throw ENOENT;
       }
-      const ino = toIno(row[0]);
-      const attr = nodeFromRow(row, 1);
+      const ino = toIno(row[1]);
+      const attr = nodeFromRow(row, 2);
       seen.sawEdge(key, { ino, type: attr.type });
       seen.sawNode(ino, attr);
       return { ino, attr: await shown(c, ino, attr) };
     });
-    // The kernel asks for names in directories only: what is absent is ENOENT.
-    if (found === undefined) throw ENOENT;
-    return found;
   }
 
   async function getattr(ino: Ino): Promise<Attr> {
@@ -770,6 +838,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     flush,
     lookup,
     getattr,
+    dirStat,
     newSliceIds: count => slices(count),
     async close() {
       clearTimeout(flushTimer);
@@ -778,8 +847,15 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     async closeSession() {
       const { sid } = volume;
       if (sid === 0) return;
-      await flush();
-      await cleanSession(sid);
+      // A session that was taken over is not ours to end.
+      const ours = await persist(c =>
+        c.all(`SELECT 1 FROM ${own}session WHERE sid = ? AND incarnation = ? AND epoch = ?`, [
+          sid,
+          identity?.incarnation ?? '',
+          identity?.epoch ?? 0,
+        ]),
+      );
+      if (ours.length > 0) await cleanSession(sid);
       volume.sid = 0;
       identity = undefined;
     },
@@ -870,37 +946,30 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     },
     async setQuota(k, key, quota) {
       const value = k === 'dir' ? inoToBigint(key) : key;
+      const table = prefix + quotaTable(k);
+      // What records hold is counted first: the row's usage then stands for everything up to now.
+      await flush();
       await transaction(async (tx, c) => {
-        const rows = await c.all(
-          `SELECT max_space, max_inodes, used_space, used_inodes FROM ${prefix}${quotaTable(k)} WHERE ${quotaWhere(k)} FOR UPDATE`,
-          [value],
+        const columns = 'max_space, max_inodes, used_space, used_inodes';
+        const [old] = await c.all(`SELECT ${columns} FROM ${table} WHERE ${quotaWhere(k)} FOR UPDATE`, [value]);
+        const tree = old === undefined && k === 'dir' ? await runAsync(treeUsage(tx, key)) : { space: 0, inodes: 0 };
+        const before = old ?? [-1, -1, tree.space, tree.inodes];
+        const values = [quota.maxSpace, quota.maxInodes, quota.usedSpace, quota.usedInodes].map(
+          (v, i) => v ?? toNumber(before[i]),
         );
-        const old = rows[0] ?? [-1, -1, 0, 0];
-        const values = [
-          quota.maxSpace ?? toNumber(old[0]),
-          quota.maxInodes ?? toNumber(old[1]),
-          quota.usedSpace ?? toNumber(old[2]),
-          quota.usedInodes ?? toNumber(old[3]),
-        ];
-        if (rows.length > 0)
-          await c.run(
-            `UPDATE ${prefix}${quotaTable(k)} SET max_space = ?, max_inodes = ?, used_space = ?, used_inodes = ? WHERE ${quotaWhere(k)}`,
-            [...values, value],
-          );
-        else if (k === 'dir')
-          await c.run(
-            `INSERT INTO ${prefix}dir_quota (max_space, max_inodes, used_space, used_inodes, inode) VALUES (?, ?, ?, ?, ?)`,
-            [...values, value],
-          );
+        if (old !== undefined) {
+          const sets = columns.split(', ').map(name => `${name} = ?`);
+          await c.run(`UPDATE ${table} SET ${sets.join(', ')} WHERE ${quotaWhere(k)}`, [...values, value]);
+        } else if (k === 'dir')
+          await c.run(`INSERT INTO ${table} (${columns}, inode) VALUES (?, ?, ?, ?, ?)`, [...values, value]);
         else
-          await c.run(
-            `INSERT INTO ${prefix}user_group_quota (max_space, max_inodes, used_space, used_inodes, qkey, qtype) VALUES (?, ?, ?, ?, ?, ?)`,
-            [...values, value, k === 'user' ? 1 : 2],
-          );
-        if (volume.format.ChangeLog)
-          await runAsync(
-            logChange(tx, 'SETQUOTA', () => [k === 'dir' ? 0 : k === 'user' ? 1 : 2, key, values[0]!, values[1]!]),
-          );
+          await c.run(`INSERT INTO ${table} (${columns}, qkey, qtype) VALUES (?, ?, ?, ?, ?, ?)`, [
+            ...values,
+            key,
+            k === 'user' ? 1 : 2,
+          ]);
+        const type = k === 'dir' ? 0 : k === 'user' ? 1 : 2;
+        await runAsync(logChange(tx, 'SETQUOTA', () => [type, key, values[0]!, values[1]!]));
       });
       await loadQuotas();
     },
@@ -915,6 +984,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       await loadQuotas();
     },
     async listQuotas() {
+      await flush();
       await loadQuotas();
       const { dirs, users, groups } = volume.quotas;
       return [

@@ -306,6 +306,10 @@ export class OptimisticTx implements Tx {
     return done(0);
   }
 
+  get appendsChunk(): boolean {
+    return this.#chunkClause >= 0;
+  }
+
   coverChunk(): Step<void> {
     throw new Unsupported();
   }
@@ -431,15 +435,12 @@ export class OptimisticTx implements Tx {
   // ── the statement ─────────────────────────────────────────────────────────────────────────────────────────────────
 
   /**
-   * One statement of `first` (clauses that must each answer a row), the conditions and the writes. Answers a row: 1, and the number of records
-   * of the chunk that was appended to (or null).
+   * One statement of the conditions, the writes and `last` (clauses that must each answer a row; they may use `appended`, the chunk's length in
+   * bytes after the append). Answers a row: 1, and that length (or null).
    */
-  statement(first: readonly { sql: string; params: readonly SqlValue[] }[]): { sql: string; params: SqlValue[] } {
+  statement(last: readonly { sql: string; params: readonly SqlValue[] }[]): { sql: string; params: SqlValue[] } {
     const p = this.#host.prefix;
-    const clauses: { sql: string; params: readonly SqlValue[]; expect: boolean }[] = first.map(c => ({
-      ...c,
-      expect: true,
-    }));
+    const clauses: { sql: string; params: readonly SqlValue[]; expect: boolean }[] = [];
     for (const plan of this.#nodes.values()) clauses.push(...this.#nodeClauses(plan));
     for (const plan of this.#edges.values()) {
       const key = [inoToBigint(plan.parent), plan.name];
@@ -478,15 +479,15 @@ export class OptimisticTx implements Tx {
         });
       }
     }
-    const base = clauses.length;
-    clauses.push(...this.#clauses);
+    const appended = this.#chunkClause < 0 ? -1 : clauses.length + this.#chunkClause;
+    clauses.push(...this.#clauses, ...last.map(c => ({ ...c, expect: true })));
     const params: SqlValue[] = [];
     const ctes = clauses.map((c, i) => {
       params.push(...c.params);
-      return `c${i} AS (${/^SELECT|RETURNING/.test(c.sql) ? c.sql : `${c.sql} RETURNING 1`})`;
+      return `${i === appended ? 'appended' : `c${i}`} AS (${/^SELECT|RETURNING/.test(c.sql) ? c.sql : `${c.sql} RETURNING 1`})`;
     });
     const conditions = clauses.flatMap((c, i) => (c.expect ? [`EXISTS (SELECT 1 FROM c${i})`] : []));
-    const chunk = this.#chunkClause < 0 ? 'NULL' : `(SELECT length FROM c${base + this.#chunkClause})`;
+    const chunk = appended < 0 ? 'NULL' : '(SELECT length FROM appended)';
     return {
       sql: `WITH ${ctes.join(', ')} SELECT 1 / (CASE WHEN ${conditions.join(' AND ')} THEN 1 ELSE 0 END), ${chunk}`,
       params,

@@ -320,28 +320,17 @@ export class SqliteTx implements Tx {
     return this.#nodes.get(ino);
   }
 
-  /** Attributes of many inodes by one statement; missing ones are not in the answer. */
-  readNodes(inos: readonly Ino[]): Map<Ino, Attr> {
+  /** Attributes, by one statement, of those inodes that are not in the cache; nor are they put there. Missing ones are not in the answer. */
+  fetchNodes(inos: readonly Ino[]): Map<Ino, Attr> {
     const out = new Map<Ino, Attr>();
-    const missing: Ino[] = [];
-    for (const ino of inos) {
-      const attr = this.#nodes.get(ino);
-      if (attr !== undefined) out.set(ino, attr);
-      else if (ino < SPECIAL) missing.push(ino);
-      else {
-        const special = this.readNode(ino);
-        if (special !== undefined) out.set(ino, special);
-      }
-    }
-    if (missing.length === 0) return out;
+    const missing = inos.filter(ino => ino < SPECIAL && !this.#nodes.has(ino));
+    if (missing.length < 8) return out;
     const sql = `SELECT inode,${nodeColumns()} FROM $node WHERE inode IN (SELECT value FROM json_each(?))`;
-    const list = `[${missing.join(',')}]`;
     try {
-      for (const row of this.st.all(sql, list)) out.set(row[0] as number, attrOfRow(row, 1));
+      for (const row of this.st.all(sql, `[${missing.join(',')}]`)) out.set(row[0] as number, attrOfRow(row, 1));
     } catch (e) {
+      // A time or length beyond 2^53 among them: one by one then.
       if (!isOutOfRange(e)) throw e;
-      for (const row of this.st.get(sql, true).all(list) as unknown as Row[])
-        out.set(Number(row[0]), attrOfBigRow(row, 1));
     }
     return out;
   }

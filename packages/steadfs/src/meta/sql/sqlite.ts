@@ -23,7 +23,6 @@ import { now, unixNow } from '../clock.ts';
 import { pagedDirStream } from '../dir-pages.ts';
 import type {
   Cred,
-  DirEntry,
   EngineDriver,
   EngineOptions,
   Entry,
@@ -480,12 +479,17 @@ export class SqliteEngine {
     return pagedDirStream(
       {
         page: (after, upto, limit) => this.read(() => this.#tx.listNames(ino, after, upto, limit)),
-        attributes: (entries: DirEntry[]) =>
+        attributes: entries =>
           this.read(() => {
-            const attrs = this.#tx.readNodes(entries.map(e => e.ino));
+            const fetched = this.#tx.fetchNodes(entries.map(e => e.ino));
             for (const e of entries) {
-              const attr = attrs.get(e.ino);
-              if (attr !== undefined) e.attr = this.#present(e.ino, attr);
+              const fresh = fetched.get(e.ino);
+              // One link outside the trash: nothing to adjust, and nobody else has the object.
+              if (fresh !== undefined && fresh.parent !== 0 && !isTrash(fresh.parent)) e.attr = fresh;
+              else {
+                const attr = fresh ?? this.#tx.readNode(e.ino);
+                if (attr !== undefined) e.attr = this.#present(e.ino, attr);
+              }
             }
           }),
       },
