@@ -27,9 +27,17 @@ const WARM_TRACKED = 1024;
 const ZEROS = 128 * 1024;
 
 /** One piece of an answer: bytes in memory, or a part of a block that has to be read. */
-type Item =
-  | { bytes: Uint8Array; run: Run | undefined }
-  | { bytes: undefined; id: number; size: number; indx: number; off: number; len: number };
+type Item = { bytes: Uint8Array; run: Run | undefined } | Part;
+
+interface Part {
+  bytes: undefined;
+  id: number;
+  size: number;
+  indx: number;
+  /** In the block. */
+  off: number;
+  len: number;
+}
 
 const RUNS = Symbol('runs');
 type Held = Uint8Array[] & { [RUNS]?: Run[] };
@@ -250,7 +258,7 @@ export function createReader(options: ReaderOptions): Reader {
           }
         const wanted = items;
         const work = Promise.all(
-          wanted.map(async i => (i.bytes !== undefined ? [i] : await fetch(i, sequential, held))),
+          wanted.map(async i => (i.bytes !== undefined ? [i] : await fetchAgain(i, sequential, held))),
         ).then(parts => {
           const out = answer(parts.flat());
           return out;
@@ -318,12 +326,20 @@ export function createReader(options: ReaderOptions): Reader {
     return failures;
   }
 
+  /** A transient failure of one part is tried again at once and after a moment, before the whole read is. */
+  async function fetchAgain(part: Part, sequential: boolean, held: Run[]): Promise<Item[]> {
+    for (let tries = 1; ; tries++) {
+      try {
+        return await fetch(part, sequential, held);
+      } catch (error) {
+        if (tries === 3 || !(error instanceof StoreError) || !error.retry || error.kind === 'timeout') throw error;
+        await sleep(tries === 1 ? 5 : 100);
+      }
+    }
+  }
+
   /** The bytes of a part of a block; runs that must stay until the answer is made are added to `held`. */
-  async function fetch(
-    part: { id: number; size: number; indx: number; off: number; len: number },
-    sequential: boolean,
-    held: Run[],
-  ): Promise<Item[]> {
+  async function fetch(part: Part, sequential: boolean, held: Run[]): Promise<Item[]> {
     const { id, size, indx, off, len } = part;
     const blockSize = blockLength(layout, size, indx);
     const under = cache.loading(id, indx);

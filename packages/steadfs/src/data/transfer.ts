@@ -133,6 +133,8 @@ async function limited<T>(ms: number, what: string, run: (signal: AbortSignal) =
           reject(new StoreError('timeout', `${what}: no answer in ${ms / 1000} s`));
           control.abort();
         }, ms);
+        // The work itself keeps the process alive.
+        timer.unref();
       }),
     ]);
   } finally {

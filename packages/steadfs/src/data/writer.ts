@@ -43,7 +43,7 @@ const TELL_AFTER: Partial<Record<string, number>> = {
   'not-found': 4,
   'too-large': 4,
 };
-const RETRY_FIRST = 100;
+const RETRY_FIRST = 25;
 const RETRY_MAX = 10_000;
 /** `juicefs gc` removes unreferenced objects after an hour: blocks that wait for their commit that long are uploaded again. */
 const UPLOAD_VALID = 45 * 60_000;
