@@ -1,8 +1,8 @@
-/** Runs the command line in a process of its own, from source. */
+/** Runs the command line in a process of its own: the launcher, so from the bundle when it is fresh. */
 import { spawn } from 'node:child_process';
 import { resolve } from 'node:path';
 
-const MAIN = resolve(import.meta.dirname, '../../src/main.ts');
+const LAUNCHER = resolve(import.meta.dirname, '../../bin/steadfs');
 
 export interface Result {
   status: number | null;
@@ -16,8 +16,8 @@ export function steadfs(
   options: { env?: Record<string, string>; cwd?: string; limit?: number } = {},
 ): Promise<Result> {
   return new Promise((done, failed) => {
-    const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', MAIN, ...args], {
-      env: { ...process.env, ...options.env },
+    const child = spawn(LAUNCHER, args, {
+      env: { ...process.env, STEADFS_NODE: process.execPath, ...options.env },
       ...(options.cwd ? { cwd: options.cwd } : {}),
       stdio: ['ignore', 'pipe', 'pipe'],
     });

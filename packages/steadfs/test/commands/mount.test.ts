@@ -187,7 +187,7 @@ test('in the foreground the command serves, and SIGTERM unmounts', { skip: lack 
   const launcher = join(import.meta.dirname, '../../bin/steadfs');
   const child: ChildProcess = spawn(launcher, ['mount', '--metrics', '', url, mp, '--read-only'], {
     env: { ...process.env, STEADFS_NODE: process.execPath },
-    stdio: ['ignore', 'pipe', 'pipe'],
+    stdio: ['ignore', 'ignore', 'pipe'],
   });
   let stderr = '';
   child.stderr!.on('data', data => {
@@ -198,7 +198,7 @@ test('in the foreground the command serves, and SIGTERM unmounts', { skip: lack 
   assert.equal(sh('cat mp/d/g').output, 'hello\n', stderr);
   assert.match(sh('touch mp/x').output, /Read-only file system/);
   child.kill('SIGTERM');
-  const code = await Promise.race([ended, sleep(10_000).then(() => 'too late')]);
+  const code = await Promise.race([ended, sleep(10_000, 'too late', { ref: false })]);
   assert.equal(code, 0, stderr);
   assert.equal(mountOf(mp), undefined);
 });
