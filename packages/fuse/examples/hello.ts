@@ -4,28 +4,12 @@
 import { createCapsule, ENOENT, type FileSystem, type FuseAttr, mountFuse, openCapsule, serve } from '../src/index.ts';
 
 const text = Buffer.from('Hello from Node\n');
+// biome-ignore format: one thought a line
 const attr = (ino: number): FuseAttr => ({
-  ino,
-  mode: ino === 1 ? 0o40555 : 0o100444,
-  nlink: ino === 1 ? 2 : 1,
-  size: ino === 1 ? 0 : text.length,
-  blocks: 1,
-  blksize: 4096,
-  uid: 0,
-  gid: 0,
-  rdev: 0,
-  atime: 0,
-  mtime: 0,
-  ctime: 0,
-  atimensec: 0,
-  mtimensec: 0,
-  ctimensec: 0,
+  ino, mode: ino === 1 ? 0o40555 : 0o100444, nlink: 1, uid: 0, gid: 0, rdev: 0, size: ino === 1 ? 0 : text.length, blocks: 1,
+  blksize: 4096, atime: 0, mtime: 0, ctime: 0, atimensec: 0, mtimensec: 0, ctimensec: 0,
 });
-const names: [string, number][] = [
-  ['.', 1],
-  ['..', 1],
-  ['hello', 2],
-];
+const names = ['.', '..', 'hello'];
 
 const hello: FileSystem = {
   lookup(_ctx, _parent, name) {
@@ -36,8 +20,7 @@ const hello: FileSystem = {
   read: (_ctx, _ino, { offset, size }) => text.subarray(offset, offset + size),
   readdir(_ctx, _ino, _fh, offset, sink) {
     for (let i = offset; i < names.length; i++) {
-      const [name, ino] = names[i]!;
-      if (!sink.add({ name: Buffer.from(name), ino, offset: i + 1, type: ino === 1 ? 4 : 8 })) return;
+      if (!sink.add({ name: Buffer.from(names[i]!), ino: i < 2 ? 1 : 2, offset: i + 1, type: i < 2 ? 4 : 8 })) return;
     }
   },
 };

@@ -18,6 +18,7 @@ import {
   type Context,
   createCapsule,
   DEFAULT_FLAGS,
+  type DirentSink,
   EAGAIN,
   EEXIST,
   EINTR,
@@ -40,6 +41,7 @@ import {
   type SetattrIn,
   serve,
   type TimeSpec,
+  type WriteIn,
 } from '../src/index.ts';
 
 const PAGE = 4096;
@@ -236,12 +238,18 @@ export class MemoryFs implements FileSystem {
   }
   #list(parent: number): Map<string, number> {
     let list = this.#children.get(parent);
-    if (!list) this.#children.set(parent, (list = new Map()));
+    if (!list) {
+      list = new Map();
+      this.#children.set(parent, list);
+    }
     return list;
   }
   #pagesOf(ino: number): Map<number, number> {
     let pages = this.#data.get(ino);
-    if (!pages) this.#data.set(ino, (pages = new Map()));
+    if (!pages) {
+      pages = new Map();
+      this.#data.set(ino, pages);
+    }
     return pages;
   }
 
@@ -482,16 +490,9 @@ export class MemoryFs implements FileSystem {
     if (replaced !== undefined) this.#reap(replaced);
   }
 
-  readdir(
-    _ctx: Context,
-    ino: number,
-    _fh: number,
-    offset: number,
-    sink: { plus: boolean; add: (e: never) => boolean },
-  ): void {
-    const add = sink.add.bind(sink) as (e: unknown) => boolean;
-    if (offset < 1 && !add({ ino, name: Buffer.from('.'), type: 4, offset: 1 })) return;
-    if (offset < 2 && !add({ ino, name: Buffer.from('..'), type: 4, offset: 2 })) return;
+  readdir(_ctx: Context, ino: number, _fh: number, offset: number, sink: DirentSink): void {
+    if (offset < 1 && !sink.add({ ino, name: Buffer.from('.'), type: 4, offset: 1 })) return;
+    if (offset < 2 && !sink.add({ ino, name: Buffer.from('..'), type: 4, offset: 2 })) return;
     const records = [...this.#list(ino).values()].sort((a, b) => a - b);
     for (const record of records) {
       if (record + 3 <= offset) continue;
@@ -499,7 +500,15 @@ export class MemoryFs implements FileSystem {
       const child = this.#child(record);
       const name = this.#names.records.bytes.subarray(start, start + this.#names.u32[(record * NAME + LENGTH) / 4]!);
       const entry = sink.plus ? this.#entry(child) : undefined;
-      if (!add({ ino: child, name, type: this.#get(child, MODE) >>> 12, offset: record + 3, entry })) {
+      if (
+        !sink.add({
+          ino: child,
+          name,
+          type: this.#get(child, MODE) >>> 12,
+          offset: record + 3,
+          ...(entry && { entry }),
+        })
+      ) {
         if (entry) this.forget(child, 1);
         return;
       }
@@ -544,11 +553,7 @@ export class MemoryFs implements FileSystem {
     }
     return out;
   }
-  write(
-    _ctx: Context,
-    ino: number,
-    { offset, data }: { offset: number; data: { bytes: Uint8Array; take(): number | undefined } },
-  ): number {
+  write(_ctx: Context, ino: number, { offset, data }: WriteIn): number {
     const n = data.bytes.length;
     if (offset > this.#size(ino)) this.#zeroTail(ino);
     const whole = offset % PAGE === 0 && n === PAGE ? data.take() : undefined;
@@ -630,8 +635,9 @@ export class MemoryFs implements FileSystem {
         if (!wait) throw EAGAIN;
         if (ctx.interrupt.fired) throw EINTR;
         ctx.park();
-        let wake = (): void => {};
-        await Promise.race([ctx.interrupt.promise, new Promise<void>(resolve => this.#waiting.add((wake = resolve)))]);
+        const { promise, resolve: wake } = Promise.withResolvers<void>();
+        this.#waiting.add(wake);
+        await Promise.race([ctx.interrupt.promise, promise]);
         this.#waiting.delete(wake);
       }
       await ctx.unpark();

@@ -431,7 +431,7 @@ test('methods that are missing: never ENOSYS', async () => {
     [OP.READDIR, 20, [0n, 0n, 4096, 0, 0n, 0, 0]],
   ];
   for (const [opcode, error, fields] of expected) {
-    assert.equal((await kernel.call(opcode, 1, ...fields)).error, error, opcodeName[opcode]);
+    assert.equal((await kernel.call(opcode, 1, ...fields)).error, error, opcodeName[opcode]!);
   }
   const data = await kernel.call(OP.LSEEK, 1, 0n, 5n, 3, 0);
   assert.equal(u64(data.view, 0), 5);
