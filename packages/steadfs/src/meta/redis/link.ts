@@ -50,11 +50,15 @@ const LATER = new Set([
 const REDIAL = new Set(['MOVED', 'ASK', 'READONLY', 'CLUSTERDOWN', 'MASTERDOWN']);
 
 /**
- * One buffer for system calls on sockets of our own: requests are written without Node's stream machinery, and what has arrived can be read at
+ * Buffers for system calls on sockets of our own: requests are written without Node's stream machinery, and what has arrived can be read at
  * any moment, not only when the event loop comes round.
  */
-let area: Memory | undefined;
 const AREA_BYTES = 65536;
+let areas: { in: Memory; out: Memory } | undefined;
+function area(): { in: Memory; out: Memory } {
+  areas ??= { in: allocate(AREA_BYTES), out: allocate(AREA_BYTES) };
+  return areas;
+}
 
 /** A socket, its parser, and the requests that wait for replies in order. */
 class Wire {
@@ -71,7 +75,9 @@ class Wire {
   lastReply = performance.now();
   onReply: (request: Request, reply: Reply) => void = (q, r) => q.done(r);
   onPush: (items: Reply[]) => void = () => {};
-  onClose: (unanswered: Request[], why: string) => void = () => {};
+  onClose: (unanswered: Request[], why: string) => void = (unanswered, why) => {
+    for (const q of unanswered) q.done(new Lost(why));
+  };
 
   constructor(socket: Socket, plain: boolean) {
     this.#socket = socket;
@@ -121,12 +127,12 @@ class Wire {
     const fd = this.#fd;
     if (fd < 0) return false;
     if (!this.#plain) return poll(fd, POLLIN, 0) === 0;
-    area ??= allocate(AREA_BYTES);
+    const memory = area().in;
     for (;;) {
-      const n = read(fd, area.address, AREA_BYTES);
+      const n = read(fd, memory.address, AREA_BYTES);
       // End of file and errors are left to the stream.
       if (n <= 0) return n !== 0;
-      this.feed(area.bytes.subarray(0, n));
+      this.feed(memory.bytes.subarray(0, n));
       if (this.#closed) return false;
       if (n < AREA_BYTES) return true;
     }
@@ -151,9 +157,9 @@ class Wire {
     if (this.#closed || this.#writer.length === 0) return;
     let data: Uint8Array = this.#writer.view();
     if (this.#plain && data.length <= AREA_BYTES && this.#socket.writableLength === 0) {
-      area ??= allocate(AREA_BYTES);
-      area.bytes.set(data);
-      const n = write(this.#fd, area.address, data.length);
+      const memory = area().out;
+      memory.bytes.set(data);
+      const n = write(this.#fd, memory.address, data.length);
       if (n > 0) data = data.subarray(n);
     }
     if (data.length > 0) this.#socket.write(Buffer.from(data));
