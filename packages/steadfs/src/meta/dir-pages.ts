@@ -10,7 +10,7 @@ import type { DirEntry, DirStream, DirStreamState, MaybePromise, Name } from './
 
 const HASH_SPAN = 2 ** 36;
 /** Entries of a page; all of them are in memory while the stream is in it. */
-const PAGE = 4096;
+const PAGE = 2048;
 /** Boundary of the last page: no name is empty. */
 const END = new Uint8Array(0);
 
@@ -57,29 +57,25 @@ export function pagedDirStream(source: PageSource, state: DirStreamState, pageSi
     return { index, entries };
   }
 
-  /** Number of leading names (in name order) without two of the same hash. */
-  function distinct(raw: readonly RawEntry[]): number {
+  /** Number of leading names (in name order) without two of the same hash: where a page that has two such must end. */
+  function distinct(page: Page, raw: readonly RawEntry[]): number {
+    if (!page.entries.some((e, i) => page.entries[i - 1]?.cookie === e.cookie)) return raw.length;
     const seen = new Set<number>();
-    let n = 0;
-    for (const e of raw) {
-      const h = nameHash(e.name);
-      if (seen.has(h)) break;
-      seen.add(h);
-      n++;
-    }
-    return n;
+    return raw.findIndex(e => seen.size === seen.add(nameHash(e.name)).size);
   }
 
   function take(index: number, raw: RawEntry[], known: boolean): Page {
+    const kept = known ? raw : raw.slice(0, pageSize);
+    let page = build(index, kept);
     if (!known) {
-      const keep = Math.min(distinct(raw), pageSize);
+      const keep = distinct(page, kept);
+      if (keep < kept.length) page = build(index, kept.slice(0, keep));
       const bound = keep < raw.length ? Uint8Array.from(raw[keep - 1]!.name) : END;
       bounds.push(bound);
       state.append(bound);
-      if (keep < raw.length) raw = raw.slice(0, keep);
     }
-    current = build(index, raw);
-    return current;
+    current = page;
+    return page;
   }
 
   function load(index: number): MaybePromise<Page> {

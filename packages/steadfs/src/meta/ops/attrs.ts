@@ -62,13 +62,7 @@ export function* checkOpen(tx: Tx, cred: Cred, attr: Readonly<Attr>, flags: numb
 }
 
 /** What open(2) does beyond its checks: O_TRUNC empties the file and sets its times, whatever the length was. */
-export function* truncateOnOpen(
-  tx: Tx,
-  cred: Cred,
-  ino: Ino,
-  attr: Readonly<Attr>,
-  flags: number,
-): Body<Attr> {
+export function* truncateOnOpen(tx: Tx, cred: Cred, ino: Ino, attr: Readonly<Attr>, flags: number): Body<Attr> {
   if ((flags & O_TRUNC) === 0 || attr.type !== FileType.file) return yield* present(tx, ino, attr);
   const next = { ...attr };
   if (attr.length !== 0) yield* changeLength(tx, ino, attr, 0);
@@ -242,6 +236,8 @@ export function* setattr(tx: Tx, cred: Cred, ino: Ino, set: AttrSet): Body<Attr>
     next.tier = set.tier;
     changed = true;
   }
+  // chown(2) with neither id changes ctime all the same; the kernel then sends a request that sets nothing.
+  if (setMask(set) === 0 && set.size === undefined && !set.byHandle) changed = true;
   if (!changed) return yield* present(tx, ino, cur);
   setTime(next, 'ctime', tx.now);
   yield* tx.updateNode(ino, next);
@@ -317,7 +313,7 @@ export function* fallocate(tx: Tx, cred: Cred, ino: Ino, offset: number, length:
   if ((mode & (Falloc.punchHole | Falloc.zero)) !== 0 && offset < cur.length) {
     yield* punch(tx, ino, offset, Math.min(offset + length, cur.length), false);
   }
-  next.mode = withoutSuidgid(cur.mode);
+  if (cred.uid !== 0) next.mode = withoutSuidgid(cur.mode);
   setTime(next, 'mtime', tx.now);
   setTime(next, 'ctime', tx.now);
   yield* tx.updateNode(ino, next);

@@ -109,7 +109,7 @@ export function* copyFileRange(
     yield* tx.appendChunk(out, index, list);
     for (const r of list) if (r.id !== 0) yield* tx.addRefs(r.id, r.size, 1);
   }
-  next.mode = withoutSuidgid(target.mode);
+  if (cred.uid !== 0) next.mode = withoutSuidgid(target.mode);
   next.mtime = next.ctime = tx.now.sec;
   next.mtimensec = next.ctimensec = tx.now.nsec;
   yield* tx.updateNode(out, next);

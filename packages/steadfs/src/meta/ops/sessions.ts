@@ -2,6 +2,7 @@
 import type { Attr } from '../../format/attr.ts';
 import { FileType } from '../../format/attr.ts';
 import type { Ino } from '../../format/ino.ts';
+import { logChange } from './changelog.ts';
 import { release } from './data.ts';
 import { spaceOf } from './quota.ts';
 import type { Body, Tx } from './tx.ts';
@@ -35,5 +36,6 @@ export function* countChildren(tx: Tx, dir: Ino): Body<{ length: number; space: 
 export function* claimDuty(tx: Tx, name: string, period: number): Body<boolean> {
   if ((yield* tx.counter(name)) > tx.now.sec - 0.9 * period) return false;
   yield* tx.setCounter(name, tx.now.sec);
+  yield* logChange(tx, 'SET', () => [name, tx.now.sec]);
   return true;
 }

@@ -8,12 +8,14 @@ import { decodeLocks, encodeLocks, type LockRecord } from '../../format/locks.ts
 import { CHUNK_SIZE, decodeSlices, encodeSlices, hole, type Slice } from '../../format/slice.ts';
 import { now } from '../clock.ts';
 import type { DeadSlice, Dentry, Name, TimeSet } from '../engine.ts';
+import { logChange } from '../ops/changelog.ts';
 import { decodeDead, encodeDead } from '../ops/record.ts';
 import {
   done,
   type FlockRow,
   nothing,
   type PlockRow,
+  runSync,
   type Step,
   type Tx,
   type UsageKind,
@@ -346,6 +348,7 @@ export class SqliteTx implements Tx {
   newInode(): Step<Ino> {
     if (this.#nextInode >= this.#endInode) {
       this.#endInode = this.bump('nextInode', INODE_BATCH);
+      runSync(logChange(this, 'INCR_COUNTER', () => ['nextInode', INODE_BATCH]));
       this.#nextInode = this.#endInode - INODE_BATCH;
     }
     return done(this.#nextInode++);

@@ -136,6 +136,8 @@ export class SqliteEngine {
   #sessionChecked = false;
   #lost: string | undefined;
   #records = new Map<number, OpRecord>();
+  /** All records that hold usage are in the map. */
+  #recordsKnown = false;
   #quotasStale = true;
   #quotasLoaded = 0;
   /** The open group: operations that have run in the open transaction. */
@@ -666,6 +668,22 @@ export class SqliteEngine {
     return ownPrefix(this.prefix) + table;
   }
 
+  #forgetRecords(): void {
+    this.#records.clear();
+    this.#recordsKnown = false;
+  }
+
+  /** Every record of this session that holds usage. */
+  #knowRecords(): Map<number, OpRecord> {
+    if (!this.#recordsKnown && this.volume.sid !== 0) {
+      for (const row of this.#st.all('SELECT kind,slot FROM @op WHERE sid=? AND acct IS NOT NULL', this.volume.sid)) {
+        this.#record({ kind: row[0] as number, slot: row[1] as number, seq: 0 });
+      }
+    }
+    this.#recordsKnown = true;
+    return this.#records;
+  }
+
   #record(op: Op): OpRecord {
     const key = op.kind * 2 ** 40 + op.slot;
     let record = this.#records.get(key);
@@ -729,7 +747,7 @@ export class SqliteEngine {
       }
     }
     this.#tx.rolledBack();
-    this.#records.clear();
+    this.#forgetRecords();
     this.#quotasStale = true;
     this.#quotasLoaded = 0;
     this.#sessionChecked = false;
@@ -856,7 +874,7 @@ export class SqliteEngine {
   #flushUsage(): void {
     const sum: Delta[] = [];
     let pending = false;
-    for (const record of this.#records.values()) {
+    for (const record of this.#knowRecords().values()) {
       for (const d of record.deltas) addDelta(sum, d);
       pending ||= record.deltas.length > 0;
       record.deltas = [];
@@ -881,7 +899,7 @@ export class SqliteEngine {
         if (tx.readNode(d.key)?.type !== FileType.directory) continue;
         const s = runSync(countChildren(tx, d.key));
         // What records still hold of it will come with a flush.
-        for (const record of this.#records.values()) {
+        for (const record of this.#knowRecords().values()) {
           for (const p of record.deltas) {
             if (p.kind !== Usage.dirStat || p.key !== d.key) continue;
             s.length -= p.length;
@@ -982,7 +1000,7 @@ export class SqliteEngine {
     this.#expire = expire;
     this.#lost = undefined;
     this.#sessionChecked = false;
-    this.#records.clear();
+    this.#forgetRecords();
     this.#quotasStale = true;
     this.#quotasLoaded = 0;
   }
@@ -1011,10 +1029,6 @@ export class SqliteEngine {
     );
     this.#begin({ ...identity, epoch }, expire);
     this.#watch ??= await watchCommits(this.path);
-    // Records that hold usage are known, so that the next flush finds it.
-    for (const row of this.#st.all('SELECT kind,slot FROM @op WHERE sid=? AND acct IS NOT NULL', sid)) {
-      this.#record({ kind: row[0] as number, slot: row[1] as number, seq: 0 });
-    }
     this.#scheduleFlush();
     return { ...identity, epoch };
   }
@@ -1061,7 +1075,7 @@ export class SqliteEngine {
     }
     this.volume.sid = 0;
     this.#identity = undefined;
-    this.#records.clear();
+    this.#forgetRecords();
     clearTimeout(this.#flushTimer);
     this.#flushTimer = undefined;
   }
@@ -1111,6 +1125,11 @@ export class SqliteEngine {
       const sids = this.#st
         .all('SELECT sid FROM $session2 WHERE expire<? LIMIT ?', unixNow(), limit)
         .map(r => r[0] as number);
+      if (this.#hasTable('session')) {
+        for (const r of this.#st.all('SELECT sid FROM $session WHERE heartbeat<? LIMIT ?', unixNow() - 300, limit)) {
+          sids.push(r[0] as number);
+        }
+      }
       // Sessions of ours that another client cleaned leave their own rows, with usage that was never counted.
       if (this.#ownTables()) {
         const sql = 'SELECT sid FROM @session WHERE sid NOT IN (SELECT sid FROM $session2) LIMIT ?';
@@ -1150,6 +1169,7 @@ export class SqliteEngine {
       }
       st.exec('DELETE FROM $session2 WHERE sid=?', sid);
       if (self.#hasTable('session')) st.exec('DELETE FROM $session WHERE sid=?', sid);
+      yield* logChange(tx, 'CLEANSESSION', () => [sid]);
     });
   }
 
@@ -1176,6 +1196,7 @@ export class SqliteEngine {
     }
     const batch = Math.max(SLICE_BATCH, count);
     return this.transact(function* (tx): Body<number> {
+      yield* logChange(tx, 'INCR_COUNTER', () => ['nextChunk', batch]);
       return yield* tx.addCounter('nextChunk', batch);
     }).then(end => {
       // Another call may have fetched a batch meanwhile; the rest of the smaller one is wasted.
@@ -1300,7 +1321,7 @@ export class SqliteEngine {
         if (this.#tx.readNode(ino) === undefined) throw ENOENT;
         return runSync(countChildren(this.#tx, ino));
       }
-      for (const record of this.#records.values()) {
+      for (const record of this.#knowRecords().values()) {
         for (const d of record.deltas) {
           if (d.kind !== Usage.dirStat || d.key !== ino) continue;
           stored.length += d.length;
@@ -1372,6 +1393,7 @@ export function sqliteEngine(path: string, prefix: string, options: EngineOption
     dirStream: (ino, state) => e.dirStream(ino, state),
     dirStat: ino => e.dirStat(ino),
     statfs: root => e.statfs(root, ops.statfs),
+    touchAtime: ino => (options.readOnly ? undefined : ops.touchAtime(ino)),
     newSliceIds: count => e.newSliceIds(count),
     waitForUnlock: (ino, timeoutMs) => e.waitForUnlock(ino, timeoutMs),
     getQuota: (kind, key) => e.getQuota(kind, key),
