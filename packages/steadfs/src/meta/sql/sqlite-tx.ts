@@ -210,7 +210,7 @@ const INODE_BATCH = 1024;
 const ROW_BATCH = 1024;
 
 const SELECT_NODE = `SELECT ${nodeColumns()} FROM $node WHERE inode=?`;
-const LOOKUP = `SELECT ${inoColumn('e.inode')},e.type,${nodeColumns('n.')} FROM $edge e JOIN $node n ON n.inode=e.inode WHERE e.parent=? AND e.name=?`;
+const LOOKUP = `SELECT ${inoColumn('e.inode')},e.type,${nodeColumns('n.')} FROM $edge e LEFT JOIN $node n ON n.inode=e.inode WHERE e.parent=? AND e.name=?`;
 const SELECT_EDGE = `SELECT ${inoColumn('inode')},type FROM $edge WHERE parent=? AND name=?`;
 const INSERT_EDGE = 'INSERT INTO $edge(id,parent,name,inode,type) VALUES(?,?,?,?,?)';
 const DELETE_EDGE = 'DELETE FROM $edge WHERE parent=? AND name=?';
@@ -456,17 +456,15 @@ export class SqliteTx implements Tx {
     let attr: Attr | undefined;
     try {
       row = this.st.get(LOOKUP).get(inoParam(parent), name) as unknown as Row | undefined;
-      if (row !== undefined) attr = attrOfRow(row, 2);
+      // An entry whose inode is missing has no attributes: as good as absent, but not remembered as such.
+      if (row !== undefined && row[2] !== null) attr = attrOfRow(row, 2);
     } catch (e) {
       if (!isOutOfRange(e)) throw e;
       row = this.st.get(LOOKUP, true).get(inoParam(parent), name) as unknown as Row | undefined;
-      if (row !== undefined) attr = attrOfBigRow(row, 2);
+      if (row !== undefined && row[2] !== null) attr = attrOfBigRow(row, 2);
     }
-    if (row === undefined || attr === undefined) {
-      // The join drops an entry whose inode is missing; that one is not cached as absent.
-      if (this.readEdge(parent, name) === null) this.#cacheEdge(parent, key, null);
-      return 0;
-    }
+    if (row === undefined) this.#cacheEdge(parent, key, null);
+    if (row === undefined || attr === undefined) return 0;
     const ino = Number(row[0]);
     this.cacheNode(ino, attr);
     this.#cacheEdge(parent, key, { ino, type: Number(row[1]) as FileType });
