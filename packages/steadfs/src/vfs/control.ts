@@ -78,7 +78,7 @@ export class ControlFiles {
     this.#items = items;
     this.#counters = counters;
     this.#run = run;
-    this.#records = capsule.records({ name: 'vfs.jobs', version: 1, recordSize: 64, capacity: 4096 });
+    this.#records = capsule.records({ name: 'vfs.jobs', version: 1, recordSize: 64, capacity: 1000 });
   }
 
   get running(): number {

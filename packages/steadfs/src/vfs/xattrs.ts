@@ -99,15 +99,12 @@ export function xattrMethods(core: Core): XattrMethods {
       core.changed(ino, await engine.setxattr(ctx.op, core.cred(ctx), ino, rawName, value, flags));
     },
 
-    async listxattr(_ctx, nodeid) {
+    async listxattr(ctx, nodeid) {
       if (!enabled()) throw EOPNOTSUPP;
       const ino = core.ino(nodeid);
       if (core.internals.attr(ino) !== undefined) return [];
-      const names = core.options.enableXattr ? [...(await engine.listxattr(ino))] : [];
-      if (!core.format.EnableACL) return names;
-      const attr = await engine.getattr(ino);
-      if (attr.accessAcl !== 0) names.push(Buffer.from(ACCESS));
-      if (attr.defaultAcl !== 0) names.push(Buffer.from(DEFAULT));
+      const names = await engine.listxattr(ino);
+      if (!core.options.enableXattr) return names.filter(n => aclKind(text(n)) !== undefined);
       return names;
     },
 
@@ -152,6 +149,10 @@ export function xattrMethods(core: Core): XattrMethods {
       return { result: 0, output: new Uint8Array(0) };
     },
   };
+}
+
+function isTrusted(name: Name): boolean {
+  return Buffer.from(name.buffer, name.byteOffset, Math.min(name.length, 8)).toString('latin1') === 'trusted.';
 }
 
 function shownFlags(flags: number): number {

@@ -351,11 +351,11 @@ export function* setxattr(tx: Tx, cred: Cred, ino: Ino, name: Name, value: Uint8
   const attr = yield* tx.nodeForUpdate(ino);
   if (attr === undefined) throw ENOENT;
   yield* checkXattr(tx, cred, attr, name);
-  if (mode !== 0) {
-    const old = yield* tx.xattr(ino, name);
-    if (mode === 1 && old !== undefined) throw EEXIST;
-    if (mode === 2 && old === undefined) throw ENODATA;
-  }
+  const old = yield* tx.xattr(ino, name);
+  if (mode === 1 && old !== undefined) throw EEXIST;
+  if (mode === 2 && old === undefined) throw ENODATA;
+  // As ext4: the same value again changes nothing, not even ctime.
+  if (old !== undefined && Buffer.compare(old, value) === 0) return yield* present(tx, ino, attr);
   yield* tx.setXattr(ino, name, value);
   yield* logChange(tx, 'SETXATTR', () => [inoArg(ino), name, value, mode]);
   return yield* touchCtime(tx, ino, attr);
