@@ -67,7 +67,7 @@ export interface TimeSet {
   nsec: number;
 }
 
-/** Fields to change. ctime always becomes now when anything changes. */
+/** Fields to change. ctime becomes now when anything changes, and for an empty set not by handle: chown(2) that keeps both ids. */
 export interface AttrSet {
   mode?: number;
   uid?: number;

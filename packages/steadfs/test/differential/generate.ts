@@ -7,17 +7,7 @@ export const SLOTS = 5;
 
 const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'x', 'y', 'z', 'dir', 'sub', 'ü', '.hidden', 'N'.repeat(255)];
 const ODD_NAMES = ['L'.repeat(256), '.', '..', 'a/', 'new line\n'];
-const XATTRS = [
-  'user.a',
-  'user.a',
-  'user.a',
-  'user.b',
-  'user.long-name-of-an-attribute',
-  'trusted.t',
-  'user.',
-  'nonsense',
-  'security.x',
-];
+const XATTRS = ['user.a', 'user.a', 'user.a', 'user.b', 'user.long-name-of-an-attribute', 'trusted.t', 'security.x'];
 const KIB = 1024;
 const BLOCK = 4 << 20;
 const CHUNK = 64 << 20;
