@@ -7,7 +7,6 @@ import { VERSION } from './version.ts';
 
 interface Entry {
   summary: string;
-  hidden?: boolean;
   load(): Promise<{ command: Command }>;
 }
 
@@ -24,7 +23,6 @@ const COMMANDS: Record<string, Entry> = {
   rmr: { summary: 'remove trees', load: () => import('./commands/rmr.ts') },
   compact: { summary: 'merge the slices of files', load: () => import('./commands/compact.ts') },
   version: { summary: 'print the version', load: () => import('./commands/version.ts') },
-  service: { summary: 'serve a mount', hidden: true, load: () => import('./commands/service.ts') },
 };
 
 const GLOBAL_FLAGS: readonly Flag[] = [
@@ -139,9 +137,7 @@ function overview(): Commander {
     .option('-V, --version', 'print the version');
   addFlags(program, GLOBAL_FLAGS);
   for (const [name, entry] of Object.entries(COMMANDS))
-    program.addCommand(new Commander(name).description(entry.summary).helpOption(false), {
-      hidden: entry.hidden ?? false,
-    });
+    program.addCommand(new Commander(name).description(entry.summary).helpOption(false));
   return program;
 }
 

@@ -1,4 +1,4 @@
-/** Entry of the command line: fills Node's compile cache beside the bundle, then runs the command. */
+/** Entry: uses the compile cache beside the bundle, then runs a command, or the service of a mount. */
 import module from 'node:module';
 
 // A folder of our own: the default below /tmp could be filled by another user.
@@ -7,5 +7,11 @@ module.enableCompileCache?.(
     ? `${import.meta.dirname}/../dist/.cache`
     : `${import.meta.dirname}/.cache`,
 );
-const { main } = await import('./cli.ts');
-await main(process.argv.slice(2));
+if (process.argv[2] === 'service') {
+  // Not by way of the command line's parser: after a crash every millisecond counts.
+  const { serveMount } = await import('./commands/service.ts');
+  await serveMount(process.argv.slice(3));
+} else {
+  const { main } = await import('./cli.ts');
+  await main(process.argv.slice(2));
+}

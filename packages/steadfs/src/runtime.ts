@@ -24,6 +24,8 @@ import { createRequire } from 'node:module';
 import { homedir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 
+const NODE_FLAGS = ['--disable-warning=ExperimentalWarning'];
+
 /** Copies that no process uses are removed after this long. */
 const KEEP_MS = 7 * 86_400_000;
 
@@ -83,11 +85,13 @@ export function installRuntime(): Runtime {
       // Another mount may have made it meanwhile.
       if (!existsSync(join(folder, 'steadfs.mjs'))) throw error;
     }
+    // A service that is started after a crash finds its code compiled.
+    spawnSync(process.execPath, [...NODE_FLAGS, join(folder, 'steadfs.mjs'), 'service', '--warm'], { timeout: 30_000 });
     removeOld(base, folder);
   }
   return {
     version: manifest.version,
-    command: [process.execPath, '--disable-warning=ExperimentalWarning', join(folder, 'steadfs.mjs')],
+    command: [process.execPath, ...NODE_FLAGS, join(folder, 'steadfs.mjs')],
   };
 }
 

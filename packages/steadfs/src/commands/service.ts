@@ -10,8 +10,9 @@ import { EIO, Errno, ESTALE } from '@steadfs/fuse/errno';
 import { unmount } from '@steadfs/fuse/mount';
 import { runService } from '@steadfs/fuse/service';
 import { DEFAULT_FLAGS, type Session, serve } from '@steadfs/fuse/session';
-import { createFileData, FILE_DATA_SECTIONS } from '../data/create.ts';
+import { createFileData } from '../data/create.ts';
 import type { FileData } from '../data/file-data.ts';
+import { DATA_SECTIONS } from '../data/journal.ts';
 import { type Format, versionGate } from '../format/volume.ts';
 import type { EngineEvents, MetaEngine, SessionIdentity, SessionInfo } from '../meta/engine.ts';
 import { openEngine } from '../meta/registry.ts';
@@ -24,7 +25,6 @@ import { Counters } from '../vfs/counters.ts';
 import { openSession, SESSION_BLOB } from '../vfs/session.ts';
 import { createUpkeep } from '../vfs/upkeep.ts';
 import { createVfs, VFS_SECTIONS } from '../vfs/vfs.ts';
-import type { Command } from './command.ts';
 import { Failure, messageOf } from './failure.ts';
 import { withoutSecrets } from './mask.ts';
 import type { ServiceOptions } from './mount-flags.ts';
@@ -39,124 +39,121 @@ interface Warm {
   events: EngineEvents;
 }
 
-export const command: Command = {
-  name: 'service',
-  args: '<MOUNTPOINT>',
-  summary: 'serve a mount (started by the keeper)',
-  flags: [],
-  async run() {
-    // Until the launch record is read: to stderr, which the keeper has opened.
-    let log: LogHandle = startLog({ level: 'info' });
-    let session: Session | undefined;
-    return runService<Warm>({
-      version: VERSION,
-      sections: [...VFS_SECTIONS, ...FILE_DATA_SECTIONS],
-      log: (level, message) => log[level](message),
-      async prepare({ launch }) {
-        const options = launch.options as ServiceOptions;
-        Object.assign(process.env, options.environment);
-        log = startLog({ level: options.logLevel, ...(options.logFile ? { file: options.logFile } : {}) });
-        process.on('exit', () => log.flushLog());
-        process.on('SIGHUP', () => log.reopen());
-        return prepare(options, log);
-      },
-      async serve(start, { options, engine, store, format, events }) {
-        const { capsule, launch } = start;
-        const metrics = new Metrics();
-        addProcessGauges(metrics);
-        const info = sessionInfo(launch.mountPoint, launch.created);
-        const { identity, lost } = await ownSession(engine, capsule, info, log);
-        const data = createFileData({
-          meta: engine,
-          store: meteredStore(store, metrics),
-          capsule,
-          format,
-          readOnly: options.mount.readOnly,
-          bufferSize: options.bufferSize,
-          maxUploads: options.maxUploads,
-          maxDownloads: options.maxDownloads,
-          maxReadahead: options.maxReadahead,
-          prefetch: options.prefetch,
-          ioRetries: options.ioRetries,
-          getTimeout: options.getTimeoutMs,
-          putTimeout: options.putTimeoutMs,
-          uploadLimit: bytesPerSecond(options.uploadLimit || format.UploadLimit || 0),
-          downloadLimit: bytesPerSecond(options.downloadLimit || format.DownloadLimit || 0),
-          maxDeletes: options.maxDeletes,
-          warn: message => log.warn(message),
-        });
-        addDataGauges(metrics, data);
-        const counters = new Counters(capsule);
-        const upkeep = createUpkeep({
-          engine,
-          data,
-          log,
-          format: () => format,
-          jobOp: slot => counters.jobOp(slot),
-          heartbeat: options.mount.heartbeat,
-          noJobs: options.noBgjob || options.mount.readOnly,
-          deleteObjects: options.maxDeletes > 0,
-        });
-        const vfs = await createVfs({
-          engine,
-          data,
-          capsule,
-          format,
-          options: options.mount,
-          session: identity,
-          metrics,
-          log,
-          version: CLIENT_VERSION,
-          mountPoint: launch.mountPoint,
-          deleted: upkeep.deleted,
-        });
-        const leave = (reason: string) => {
-          log.error(`${reason}: unmounting ${launch.mountPoint}`);
-          unmount(launch.mountPoint, { lazy: true }).catch((error: unknown) =>
-            log.error(`unmounting failed: ${messageOf(error)}`),
-          );
-        };
-        events.volumeLost = leave;
-        events.sessionLost = reason => log.error(`the session is lost: ${reason}. What is written now fails`);
-        events.changed = vfs.events.changed;
-        events.formatChanged = changed => {
-          Object.assign(format, changed);
-          vfs.events.formatChanged(format);
-          log.info('the settings of the volume changed');
-        };
+/** `service MOUNTPOINT`. With `--warm` everything is loaded and nothing done: that fills the compile cache. */
+export async function serveMount(argv: readonly string[]): Promise<void> {
+  if (argv.includes('--warm')) return;
+  // Until the launch record is read: to stderr, which the keeper has opened.
+  let log: LogHandle = startLog({ level: 'info', async: true });
+  let session: Session | undefined;
+  await runService<Warm>({
+    version: VERSION,
+    sections: [...VFS_SECTIONS, ...DATA_SECTIONS],
+    log: (level, message) => log[level](message),
+    async prepare({ launch }) {
+      const options = launch.options as ServiceOptions;
+      Object.assign(process.env, options.environment);
+      log.flush();
+      log = startLog({ level: options.logLevel, async: true, ...(options.logFile ? { file: options.logFile } : {}) });
+      process.on('exit', () => log.flush());
+      process.on('SIGHUP', () => log.reopen());
+      return prepare(options, log);
+    },
+    async serve(start, { options, engine, store, format, events }) {
+      const { capsule, launch } = start;
+      const metrics = new Metrics();
+      addProcessGauges(metrics);
+      const info = sessionInfo(launch.mountPoint, launch.created);
+      const { identity, lost } = await ownSession(engine, capsule, info, log);
+      const data = createFileData({
+        meta: engine,
+        store: meteredStore(store, metrics),
+        capsule,
+        format,
+        readOnly: options.mount.readOnly,
+        bufferSize: options.bufferSize,
+        maxUploads: options.maxUploads,
+        maxDownloads: options.maxDownloads,
+        maxReadahead: options.maxReadahead,
+        prefetch: options.prefetch,
+        ioRetries: options.ioRetries,
+        getTimeout: options.getTimeoutMs,
+        putTimeout: options.putTimeoutMs,
+        uploadLimit: bytesPerSecond(options.uploadLimit || format.UploadLimit || 0),
+        downloadLimit: bytesPerSecond(options.downloadLimit || format.DownloadLimit || 0),
+        maxDeletes: options.maxDeletes,
+        warn: message => log.warn(message),
+      });
+      addDataGauges(metrics, data);
+      const counters = new Counters(capsule);
+      const upkeep = createUpkeep({
+        engine,
+        data,
+        log,
+        format: () => format,
+        jobOp: slot => counters.jobOp(slot),
+        heartbeat: options.mount.heartbeat,
+        noJobs: options.noBgjob || options.mount.readOnly,
+        deleteObjects: options.maxDeletes > 0,
+      });
+      const vfs = await createVfs({
+        engine,
+        data,
+        capsule,
+        format,
+        options: options.mount,
+        session: identity,
+        metrics,
+        log,
+        version: CLIENT_VERSION,
+        mountPoint: launch.mountPoint,
+        deleted: upkeep.deleted,
+      });
+      const leave = (reason: string) => {
+        log.error(`${reason}: unmounting ${launch.mountPoint}`);
+        unmount(launch.mountPoint, { lazy: true }).catch((error: unknown) =>
+          log.error(`unmounting failed: ${messageOf(error)}`),
+        );
+      };
+      events.volumeLost = leave;
+      events.sessionLost = reason => log.error(`the session is lost: ${reason}. What is written now fails`);
+      events.changed = vfs.events.changed;
+      events.formatChanged = changed => {
+        Object.assign(format, changed);
+        vfs.events.formatChanged(format);
+        log.info('the settings of the volume changed');
+      };
 
-        const carried = await vfs.start();
-        session = serve({
-          fd: start.fd,
-          capsule,
-          fileSystem: lost ? withoutReplays(vfs.fileSystem) : vfs.fileSystem,
-          init: {
-            maxWrite: options.maxFuseIo,
-            flags: DEFAULT_FLAGS | (format.EnableACL ? INIT.POSIX_ACL : 0n),
-          },
-          log: (level, message, cause) => (cause ? log[level]({ err: cause }, message) : log[level](message)),
-        });
-        await session.start();
-        const { answered, repeated, parked } = session.stats.adopted;
-        start.serving({
-          ...carried,
-          'stored replies': answered,
-          'repeated requests': repeated,
-          'waiting requests': parked,
-        });
-        if (!session.locked) log.debug('the request memory could not be locked (RLIMIT_MEMLOCK)');
+      const carried = await vfs.start();
+      session = serve({
+        fd: start.fd,
+        capsule,
+        fileSystem: lost ? withoutReplays(vfs.fileSystem) : vfs.fileSystem,
+        init: {
+          maxWrite: options.maxFuseIo,
+          flags: DEFAULT_FLAGS | (format.EnableACL ? INIT.POSIX_ACL : 0n),
+        },
+        log: (level, message, cause) => (cause ? log[level]({ err: cause }, message) : log[level](message)),
+      });
+      await session.start();
+      const { answered, repeated, parked } = session.stats.adopted;
+      start.serving({
+        ...carried,
+        'stored replies': answered,
+        'repeated requests': repeated,
+        'waiting requests': parked,
+      });
+      if (!session.locked) log.debug('the request memory could not be locked (RLIMIT_MEMLOCK)');
 
-        upkeep.start();
-        await startMetrics(options, metrics, launch.mountPoint, format.Name, log);
-        await session.done;
-        await upkeep.stop();
-        await store.close();
-        await engine.close();
-      },
-      yielding: () => session?.stopReading(),
-    });
-  },
-};
+      upkeep.start();
+      await startMetrics(options, metrics, launch.mountPoint, format.Name, log);
+      await session.done;
+      await upkeep.stop();
+      await store.close();
+      await engine.close();
+    },
+    yielding: () => session?.stopReading(),
+  });
+}
 
 /** Opens the database and the store, and looks whether they are still the volume that was mounted. Changes nothing. */
 async function prepare(options: ServiceOptions, log: LogHandle): Promise<Warm> {
