@@ -82,6 +82,8 @@ export interface AttrSet {
   killSuidgid?: boolean;
   /** The truncation comes by an open handle: no permission or trash check. */
   byHandle?: boolean;
+  /** This mount has handles of the inode: fchmod, futimens … work on a removed file, also where it went to the trash. */
+  inUse?: boolean;
 }
 
 export interface MakeNode {

@@ -680,6 +680,7 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       assert.equal((await c.getattr(ino)).parent, hour);
       await fails(() => c.engine.open(c.op(), root, ino, RDWR), 'EPERM');
       await fails(c.engine.setattr(c.op(), root, ino, { mode: 0 }), 'EPERM');
+      assert.equal((await c.engine.setattr(c.op(), root, ino, { mode: 0o600, inUse: true })).mode, 0o600);
       await fails(c.create(hour, 'x'), 'EPERM');
       await fails(c.mkdir(TRASH, 'x'), 'EPERM');
       await fails(c.rename(ROOT, 'd', hour, 'x'), 'EPERM');

@@ -18,6 +18,7 @@ import {
   startRedisTls,
 } from '../servers/redis.ts';
 import { Client, defaultOptions, events, fails, memoryState, name, root, session, testFormat } from './contract.ts';
+import { checkVolume, randomOperations } from './redis-check.ts';
 
 const started = await startRedis(['--maxmemory-policy', 'noeviction']);
 const skip = 'missing' in started ? started.missing : false;
@@ -272,6 +273,20 @@ describe('metadata on Redis', { skip, concurrency: 1, timeout: 120_000 }, () => 
       if (want === undefined) await fails(async () => reader.engine.lookup(root, d, name(q)), 'ENOENT');
       else assert.equal((await reader.lookup(d, q)).ino, want, `step ${i}: ${q}`);
     }
+  });
+
+  it('keeps every count under random operations of several clients', async () => {
+    const url = freshUrl();
+    const clients = [
+      await mountAt(url, {}, { TrashDays: 1, UserGroupQuota: true }),
+      await mountAt(url),
+      await mountAt(url),
+    ];
+    const { ino: d } = await clients[0]!.mkdir(ROOT, 'd');
+    const seed = Number(process.env.SEED ?? Date.now() % 1e9);
+    console.log(`# seed ${seed}`);
+    await Promise.all([0, 1, 2, 3, 4, 5].map(slot => randomOperations(clients[slot % 3]!, slot, d, seed, 3000)));
+    assert.deepEqual(await checkVolume(await raw(url), { dirStats: true, sliceRefs: true }), []);
   });
 
   it('repeats a mutation whose reply was lost, and does it once', async () => {

@@ -153,7 +153,7 @@ function* checkTimes(tx: Tx, cred: Cred, cur: Readonly<Attr>, set: AttrSet): Bod
 export function* setattr(tx: Tx, cred: Cred, ino: Ino, set: AttrSet): Body<Attr> {
   const cur = yield* tx.nodeForUpdate(ino);
   if (cur === undefined) throw ENOENT;
-  if (isTrash(cur.parent) && cur.parent > TRASH && !set.byHandle) throw EPERM;
+  if (isTrash(cur.parent) && cur.parent > TRASH && !set.byHandle && !set.inUse) throw EPERM;
   const next = { ...cur };
   let changed = false;
 

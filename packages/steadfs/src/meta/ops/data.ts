@@ -15,6 +15,8 @@ import type { Body, Tx } from './tx.ts';
 const RECORDS_PER_STEP = 2000;
 const CHUNKS_PER_COPY = 64;
 const CHUNKS_PER_DELETE = 100;
+/** Entries of the delayed list (each has up to 1000 slices) that one step reads at most. */
+const DELAYED_PER_STEP = 50;
 
 export function* write(
   tx: Tx,
@@ -202,11 +204,17 @@ export function* expireDelayedSlices(
   limit: number,
 ): Body<{ dead: DeadSlice[]; more: boolean }> {
   const dead: DeadSlice[] = [];
-  const rows = yield* tx.delayedBefore(before, limit);
+  const page = Math.min(limit, DELAYED_PER_STEP);
+  const rows = yield* tx.delayedBefore(before, page);
+  let slicesTaken = 0;
+  let taken = 0;
   for (const { key, slices } of rows) {
+    if (slicesTaken > RECORDS_PER_STEP) break;
     dead.push(...(yield* dereference(tx, slices)));
     yield* tx.deleteDelayed(key);
+    slicesTaken += slices.length;
+    taken++;
     yield* logChange(tx, 'CLEANUP_DELAYED_SLICES', () => [key, before]);
   }
-  return { dead, more: rows.length === limit };
+  return { dead, more: taken < rows.length || rows.length === page };
 }

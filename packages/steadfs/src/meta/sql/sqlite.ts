@@ -966,7 +966,10 @@ export class SqliteEngine {
   }
 
   async newSession(info: SessionInfo): Promise<SessionIdentity> {
-    if (this.options.readOnly) return { sid: 0, incarnation: '', epoch: 0 };
+    if (this.options.readOnly) {
+      this.#watch ??= await watchCommits(this.path);
+      return { sid: 0, incarnation: '', epoch: 0 };
+    }
     await this.#idle();
     const incarnation = randomBytes(16).toString('hex');
     const expire = unixNow() + EXPIRE_AHEAD;
