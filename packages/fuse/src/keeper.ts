@@ -97,7 +97,8 @@ while :; do
     case $state in waiting*) ;; *) [ $delay = 0 ] || echo "waiting: no service can be started (exit code $code, attempt $failures); see the log" >/proc/self/fd/${FD_STATE} ;; esac
     ;;
   esac
-  [ $delay = 0 ] || sleep $delay 3<&- 4<&- 5<&- 6<&- 7<&- 
+  # In a subshell: dash carries out redirections of a plain command on its own fds before it forks.
+  [ $delay = 0 ] || (exec 3<&- 4<&- 5<&- 6<&- 7<&-; exec sleep $delay)
 done
 `;
 

@@ -4,7 +4,7 @@
  *
  * The service's one way to start, {@link runService}: take the capsule's lock (an upgrade: get warm first, then end the old service, then take it), open the capsule, serve.
  */
-import { readdirSync, readFileSync, rmSync } from 'node:fs';
+import { readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   CapsuleError,
@@ -58,7 +58,7 @@ import {
   runtimeDirectory,
   writeState,
 } from './launch.ts';
-import { findMount, isFuse, mountFuse, probe, unmount, waitingRequests } from './mount.ts';
+import { findMount, isFuse, type MountInfo, mountFuse, probe, unmount, waitingRequests } from './mount.ts';
 import type {
   EndSettings,
   Launch,
@@ -269,6 +269,8 @@ export async function replaceMount(settings: ReplaceSettings): Promise<Replaced>
     throw (state.state === 'dead' ? ENOTCONN : EACCES).because(state.message ?? `${mountPoint} is not ours to replace`);
   if (old.systemd)
     throw EBUSY.because(`${mountPoint} is kept by systemd: change the unit and restart it with systemctl`);
+  const { uid } = statSync(`/proc/${state.service?.pid ?? state.keeper?.pid}`);
+  if (uid !== sys.geteuid()) throw EACCES.because(`${mountPoint} is served by user ${uid}: that user can replace it`);
   const fds = await fdsOf(state, old);
   const launch: Launch = { ...old, version, command, options, arenaSize, created: Date.now() };
   if (log === undefined) delete launch.log;
@@ -625,16 +627,27 @@ async function bounded(promise: Promise<void> | void, ms: number): Promise<void>
 // --- Watching ---------------------------------------------------------------------------------------------------------
 
 /** Processes that hold the mount's capsule: by their command line (which shows the mount point), then by their launch record. */
-function holders(mountPoint: string, device: string): { pid: number; launch: Launch; keeper: boolean }[] {
-  const result: { pid: number; launch: Launch; keeper: boolean }[] = [];
+interface Holder {
+  pid: number;
+  uid: number;
+  launch: Launch;
+  keeper: boolean;
+}
+
+function holders({ mountPoint, device, superOptions }: MountInfo): Holder[] {
+  const owner = Number(superOptions.find(o => o.startsWith('user_id='))?.slice(8) ?? 0);
+  const result: Holder[] = [];
   for (const name of readdirSync('/proc')) {
     if (!/^\d+$/.test(name)) continue;
     try {
       const argv = readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0');
       if (!argv.includes(mountPoint) || !holdsCapsule(Number(name))) continue;
+      // Anybody can have a process that looks like one: only root's and the mount's owner's are believed.
+      const { uid } = statSync(`/proc/${name}`);
+      if (uid !== 0 && uid !== owner) continue;
       const launch = JSON.parse(readFileSync(`/proc/${name}/fd/${FD_LAUNCH}`, 'utf8')) as Launch;
       if (launch.device === device && launch.mountPoint === mountPoint)
-        result.push({ pid: Number(name), launch, keeper: argv[1] === '-s' });
+        result.push({ pid: Number(name), uid, launch, keeper: argv[1] === '-s' });
     } catch {
       // Gone meanwhile, or another user's.
     }
@@ -673,7 +686,7 @@ export async function mountState(mountPoint: string): Promise<MountState | undef
   if (!isFuse(mount)) return state;
   const waiting = waitingRequests(device);
   if (waiting !== undefined) state.waiting = waiting;
-  let found = holders(mountPoint, device);
+  let found = holders(mount);
   if (found.length === 0) {
     const owner = mount.superOptions.find(o => o.startsWith('user_id='))?.slice(8);
     if (sys.geteuid() !== 0 && owner !== String(sys.geteuid()))
@@ -696,7 +709,7 @@ export async function mountState(mountPoint: string): Promise<MountState | undef
         break;
       }
       await sleep(2);
-      found = holders(mountPoint, device);
+      found = holders(mount);
     }
   }
   state.takeovers = record?.takeovers ?? [];
@@ -727,7 +740,7 @@ export async function mountState(mountPoint: string): Promise<MountState | undef
 export async function endMount(mountPoint: string, settings: EndSettings = {}): Promise<void> {
   const mount = findMount(mountPoint);
   if (!mount) throw EINVAL.because(`nothing is mounted at ${mountPoint}`);
-  const pidfds = holders(mountPoint, mount.device).flatMap(h => {
+  const pidfds = holders(mount).flatMap(h => {
     try {
       return [sys.pidfdOpen(h.pid)];
     } catch {

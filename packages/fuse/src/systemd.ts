@@ -4,12 +4,14 @@
  * The five fds of a mount are pushed under the names below right after the mount is made, so a service that dies (or is restarted) gets them back in
  * LISTEN_FDS. FDPOLL=0 for the connection: systemd would poll it and drop it from the store at the first error or hang-up event. A unit:
  *
+ *     [Unit]
+ *     StartLimitIntervalSec=0      (a unit that hits the limit fails, and then its store is emptied: the mount is lost)
  *     [Service]
  *     Type=notify
  *     NotifyAccess=main
  *     ExecStart=/usr/bin/steadfs mount META-URL /mnt/vol
  *     FileDescriptorStoreMax=16
- *     Restart=always
+ *     Restart=on-failure
  *     RestartSec=0
  *     TimeoutStartSec=120
  */
@@ -131,7 +133,7 @@ export function isRestart(unit = ownUnit()): Promise<boolean> {
     execFile(
       'systemctl',
       ['list-jobs', '--plain', '--no-legend', '--full'],
-      { timeout: 2000, cwd: '/' },
+      { timeout: 15_000, cwd: '/' },
       (error, stdout) => {
         if (error) return resolve(true);
         const job = stdout
