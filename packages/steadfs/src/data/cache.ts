@@ -2,6 +2,8 @@
  * The memory cache of blocks: least recently used ones give way to anything else that needs memory. A block is one run, or the runs in which its data was
  * written. Loads of one block are made once for all who wait.
  */
+
+import { StoreError } from '../object/store.ts';
 import { type BlockLayout, blockKey, blockLength } from './blocks.ts';
 import type { Memory, Run } from './memory.ts';
 import type { Transfer } from './transfer.ts';
@@ -33,7 +35,8 @@ export interface BlockCache {
   load(id: number, size: number, indx: number): Promise<CachedBlock> | undefined;
   remove(id: number, indx: number): void;
   evict(bytes: number): void;
-  clear(): void;
+  /** Frees everything; loads under way keep nothing. */
+  close(): void;
 }
 
 /** A slice has at most 1,024 blocks of 64 KiB. */
@@ -45,6 +48,7 @@ export function createBlockCache(memory: Memory, transfer: Transfer, layout: Blo
   let bytes = 0;
   let timer: NodeJS.Timeout | undefined;
   let quietTicks = 0;
+  let closed = false;
 
   function discard(key: number, block: CachedBlock): void {
     blocks.delete(key);
@@ -113,6 +117,10 @@ export function createBlockCache(memory: Memory, transfer: Transfer, layout: Blo
         .then(
           () => {
             loads.delete(key);
+            if (closed) {
+              memory.drop(run);
+              throw new StoreError('io', 'shutting down');
+            }
             cache.insert(id, indx, [{ off: 0, len: length, at: run.at, run }]);
             return blocks.get(key)!;
           },
@@ -136,7 +144,8 @@ export function createBlockCache(memory: Memory, transfer: Transfer, layout: Blo
         discard(key, block);
       }
     },
-    clear() {
+    close() {
+      closed = true;
       for (const [key, block] of blocks) discard(key, block);
       clearTimeout(timer);
       timer = undefined;

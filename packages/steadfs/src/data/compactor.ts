@@ -2,7 +2,6 @@
  * Compaction of chunks (spec/volume.md §4.2): many records become one, the new slice's objects are durable before the metadata forgets the old ones. One block of
  * memory at a time. Works after commits that made a list long and after reads of fragmented chunks, one chunk at a time, when the chunk is left alone for a while.
  */
-import type { Capsule, Records, SectionSpec } from '@steadfs/fuse';
 import type { Ino } from '../format/ino.ts';
 import { buildSlices, type Piece, type Slice } from '../format/slice.ts';
 import { type MetaEngine, OpKind } from '../meta/engine.ts';
@@ -95,19 +94,13 @@ export function planCompaction(
   return { skipped, pieces, pos: pieces[0]!.pos, size: sizeOf(pieces) };
 }
 
-const JOB_SECTION: SectionSpec = { name: 'compactions', version: 1, recordSize: 64, capacity: 64 };
-export const COMPACTOR_SECTIONS = [JOB_SECTION];
 /** Slots of Op kind job that belong to compaction begin here (the vfs's plans use smaller ones). */
 const FIRST_SLOT = 1 << 20;
 
-export function createCompactor(options: CompactorOptions, capsule: Capsule): Compactor {
+export function createCompactor(options: CompactorOptions): Compactor {
   const { meta, memory, journal, transfer, lists, layout, reader } = options;
-  /**
-   * 0 u32 state (1), 8 f64 slice id, 16 f64 size: objects that a process before us may have written for a compaction that it did not end. They are left to gc when the
-   * commit may have happened; the record only keeps the slot's number from being used twice.
-   */
-  const jobs: Records = capsule.records(JOB_SECTION);
-  for (const rec of [...jobs.live()]) jobs.free(rec);
+  /** Slots of ours in use; seq comes from the capsule, so a slot may be used again after a death. */
+  const slots = new Set<number>();
   const waiting = new Map<string, { ino: Ino; index: number; due: number; records: number }>();
   const running = new Map<string, Promise<boolean>>();
   let timer: NodeJS.Timeout | undefined;
@@ -178,12 +171,9 @@ export function createCompactor(options: CompactorOptions, capsule: Capsule): Co
     const { pos, size, pieces, skipped } = plan;
     const id = await options.nextId();
     const tier = await options.tierOf(ino);
-    const rec = jobs.alloc();
-    if (rec === undefined) return false;
-    const o = jobs.offsetOf(rec);
-    jobs.view.setFloat64(o + 8, id, true);
-    jobs.view.setFloat64(o + 16, size, true);
-    jobs.setState(rec, 1);
+    let slot = FIRST_SLOT;
+    while (slots.has(slot)) slot++;
+    slots.add(slot);
     let stored = 0;
     try {
       for (let block = 0; block < blockCount(layout, size); block++) {
@@ -191,7 +181,8 @@ export function createCompactor(options: CompactorOptions, capsule: Capsule): Co
         stored++;
       }
       await options.syncObjects(sliceKeys(layout, id, size));
-      const op = { kind: OpKind.job, slot: FIRST_SLOT + rec, seq: journal.nextSeq() };
+      if (stopped) throw new Error('shutting down');
+      const op = { kind: OpKind.job, slot, seq: journal.nextSeq() };
       const replacement: Slice = { pos, id, size, off: 0, len: size };
       const done = await meta.compact(op, ino, index, records, skipped, replacement);
       lists.invalidate(ino, index, index);
@@ -203,7 +194,7 @@ export function createCompactor(options: CompactorOptions, capsule: Capsule): Co
           await options.deleteObject(blockKey(layout, id, size, block)).catch(() => {});
       throw error;
     } finally {
-      jobs.free(rec);
+      slots.delete(slot);
     }
   }
 

@@ -9,9 +9,9 @@ import type { ObjectStore } from '../object/store.ts';
 import { type BlockLayout, blockCount, sliceKeys } from './blocks.ts';
 import { createBlockCache } from './cache.ts';
 import { createChunkLists } from './chunk-lists.ts';
-import { COMPACTOR_SECTIONS, createCompactor } from './compactor.ts';
+import { createCompactor } from './compactor.ts';
 import type { FileData } from './file-data.ts';
-import { DATA_SECTIONS, openJournal } from './journal.ts';
+import { openJournal } from './journal.ts';
 import { createMemory } from './memory.ts';
 import { createReader } from './reader.ts';
 import { type BlockCodec, createTransfer, plainCodec, sleep } from './transfer.ts';
@@ -47,9 +47,6 @@ export interface FileDataOptions {
   /** Attributes as a slice commit stored them. */
   committed?(ino: Ino, attr: Attr): void;
 }
-
-/** Sections of the capsule that belong to the data path, for checks before a take-over. */
-export const FILE_DATA_SECTIONS = [...DATA_SECTIONS, ...COMPACTOR_SECTIONS];
 
 const MIB = 1024 * 1024;
 
@@ -114,25 +111,22 @@ export function createFileData(options: FileDataOptions): FileData {
     prefetch: options.prefetch ?? 1,
     sawRecords: (ino, index, records) => compactor.sawRecords(ino, index, records),
   });
-  const compactor = createCompactor(
-    {
-      meta,
-      memory,
-      journal,
-      transfer,
-      lists,
-      layout,
-      reader,
-      readOnly: options.readOnly ?? false,
-      tierOf: async ino => (await meta.getattr(ino)).tier,
-      hasPending: (ino, index) => writer.hasPending(ino, index),
-      syncObjects: keys => store.sync(keys),
-      deleteObject: key => store.delete(key),
-      nextId,
-      warn,
-    },
-    capsule,
-  );
+  const compactor = createCompactor({
+    meta,
+    memory,
+    journal,
+    transfer,
+    lists,
+    layout,
+    reader,
+    readOnly: options.readOnly ?? false,
+    tierOf: async ino => (await meta.getattr(ino)).tier,
+    hasPending: (ino, index) => writer.hasPending(ino, index),
+    syncObjects: keys => store.sync(keys),
+    deleteObject: key => store.delete(key),
+    nextId,
+    warn,
+  });
 
   async function deleteSlice(id: number, size: number): Promise<void> {
     for (let i = 0; i < blockCount(layout, size); i++) cache.remove(id, i);
@@ -210,7 +204,7 @@ export function createFileData(options: FileDataOptions): FileData {
     async shutdown() {
       await writer.shutdown();
       await compactor.shutdown();
-      cache.clear();
+      cache.close();
     },
   };
 }

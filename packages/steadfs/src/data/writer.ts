@@ -87,6 +87,8 @@ interface Slice {
   dropped: boolean;
   /** To be released when its last PUT has ended. */
   releasing: boolean;
+  /** Objects to be deleted then. */
+  garbage: string[];
   /** fsync wants the objects on the disk: not yet asked, under way, done. */
   durable: 'no' | 'wanted' | 'syncing' | 'done';
   /** Why a flush is told instead of waiting on. */
@@ -577,6 +579,7 @@ export function createWriter(options: WriterOptions): Writer {
       committing: false,
       dropped: false,
       releasing: false,
+      garbage: [],
       durable: 'no',
       stuck: undefined,
       waiters: [],
@@ -995,17 +998,17 @@ export function createWriter(options: WriterOptions): Writer {
     journal.freeSlice(slice.rec);
     for (const go of recordWaiters.splice(0)) go();
     wakeWriters();
+    for (const key of slice.garbage)
+      options.deleteObject(key).catch((e: unknown) => options.warn(`${key} stays in the store: ${text(e)}`));
   }
 
-  /** The data is given up; what was uploaded is deleted. */
+  /** The data is given up; what was uploaded, or is being uploaded, is deleted. */
   function discard(slice: Slice): void {
-    const keys = slice.complete
+    slice.garbage = slice.complete
       ? keysOf(slice)
       : Array.from({ length: slice.begun }, (_, i) => blockKey(layout, slice.id, (i + 1) * bs, i));
     slice.dropped = true;
     finish(slice, false);
-    for (const key of keys)
-      options.deleteObject(key).catch((e: unknown) => options.warn(`${key} stays in the store: ${text(e)}`));
   }
 
   function refuse(file: File, errno: Errno): void {
@@ -1041,11 +1044,12 @@ export function createWriter(options: WriterOptions): Writer {
     }
   }
 
+  /** Objects of the file that were stored without an fsync. Throws EIO (ENOSPC) when the store cannot make them durable. */
   async function syncUnsynced(ino: Ino): Promise<void> {
     if (unsyncedElsewhere) {
       unsyncedElsewhere = false;
       try {
-        await options.syncStore();
+        await persistently(options.syncStore);
       } catch (error) {
         unsyncedElsewhere = true;
         throw error;
@@ -1056,10 +1060,27 @@ export function createWriter(options: WriterOptions): Writer {
     unsynced.delete(ino);
     unsyncedCount -= keys.length;
     try {
-      await options.syncObjects(keys);
+      await persistently(() => options.syncObjects(keys));
     } catch (error) {
       remember(ino, keys);
       throw error;
+    }
+  }
+
+  async function persistently(work: () => Promise<void>): Promise<void> {
+    for (let tries = 1; ; tries++) {
+      try {
+        return await work();
+      } catch (error) {
+        failing(text(error));
+        if (tries < 6 && !stopped && !(error instanceof StoreError && !error.retry)) {
+          await sleep(RETRY_FIRST * 4 ** tries);
+          continue;
+        }
+        throw error instanceof StoreError && error.kind === 'no-space'
+          ? ENOSPC
+          : EIO.because('fsync of objects', error);
+      }
     }
   }
 

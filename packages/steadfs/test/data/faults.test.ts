@@ -1,0 +1,398 @@
+/** What the data path does when the store, the quota or the memory says no. */
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import fs from 'node:fs';
+import { describe, it } from 'node:test';
+import { EDQUOT } from '@steadfs/fuse/errno';
+import type { FileData, Waiting } from '../../src/data/file-data.ts';
+import { CHUNK_SIZE } from '../../src/format/slice.ts';
+import type { MetaEngine } from '../../src/meta/engine.ts';
+import { type ObjectStore, StoreError } from '../../src/object/store.ts';
+import { fails, root } from '../meta/contract.ts';
+import { MIB, makeVolume, patient, take, type Volume, type VolumeOptions, writeData } from './harness.ts';
+
+const pause = (ms: number): Promise<void> => new Promise(go => setTimeout(go, ms));
+
+interface Faults {
+  put: StoreError | undefined;
+  get: StoreError | undefined;
+  /** PUTs wait until it is resolved. */
+  hold: Promise<void> | undefined;
+  puts: number;
+  synced: string[];
+}
+
+function faulty(store: ObjectStore, faults: Faults): ObjectStore {
+  return {
+    ...store,
+    toString: () => store.toString(),
+    async put(key, pieces, options) {
+      faults.puts++;
+      if (faults.hold) await faults.hold;
+      if (faults.put) throw faults.put;
+      return store.put(key, pieces, options);
+    },
+    async get(key, offset, target) {
+      if (faults.get) throw faults.get;
+      return store.get(key, offset, target);
+    },
+    async sync(keys) {
+      faults.synced.push(...keys);
+      return store.sync(keys);
+    },
+  };
+}
+
+async function withVolume(
+  work: (v: Volume, faults: Faults) => Promise<void>,
+  options: VolumeOptions = {},
+): Promise<void> {
+  const faults: Faults = { put: undefined, get: undefined, hold: undefined, puts: 0, synced: [] };
+  const v = await makeVolume({ ...options, wrap: store => faulty(store, faults) });
+  try {
+    await work(v, faults);
+  } finally {
+    await v.dispose();
+  }
+}
+
+async function put(
+  v: Volume,
+  s: ReturnType<Volume['start']>,
+  ino: number,
+  offset: number,
+  bytes: Buffer,
+  waiting: Waiting = patient,
+): Promise<void> {
+  await s.data.write(ino, offset, writeData(s.capsule, bytes), await v.attr(ino), false, waiting);
+}
+
+const readAll = async (data: FileData, ino: number, length: number): Promise<Buffer> =>
+  take(data, await data.read(ino, 1, 0, length, length, patient));
+
+describe('file data under faults', { timeout: 60_000 }, () => {
+  it('waits for a store that is away, loses nothing, says so', () =>
+    withVolume(async (v, faults) => {
+      const warnings: string[] = [];
+      const s = v.start({ warn: m => warnings.push(m) });
+      const ino = await v.newFile('a');
+      faults.put = new StoreError('io', 'connection refused');
+      const bytes = randomBytes(10_000);
+      await put(v, s, ino, 0, bytes);
+      let done = false;
+      const flushed = s.data.flush(ino).then(() => {
+        done = true;
+      });
+      await pause(300);
+      assert.equal(done, false);
+      assert.match(s.data.stats().trouble?.message ?? '', /connection refused/);
+      assert.deepEqual(await readAll(s.data, ino, 10_000), bytes);
+      faults.put = undefined;
+      await flushed;
+      assert.equal(s.data.stats().trouble, undefined);
+      assert.equal((await v.attr(ino)).length, 10_000);
+      assert.match(warnings.join('\n'), /writes wait.*\n.*go on/);
+      await s.data.shutdown();
+    }));
+
+  it('tells ENOSPC of a full store, keeps the data, and stores it when there is room', () =>
+    withVolume(async (v, faults) => {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      faults.put = new StoreError('no-space', 'no space left on device');
+      const bytes = randomBytes(300_000);
+      await put(v, s, ino, 0, bytes);
+      await fails(s.data.flush(ino), 'ENOSPC');
+      await fails(s.data.sync(ino), 'ENOSPC');
+      assert.deepEqual(await readAll(s.data, ino, 300_000), bytes);
+      faults.put = undefined;
+      await s.data.flush(ino);
+      assert.equal((await v.attr(ino)).length, 300_000);
+      await s.data.shutdown();
+    }));
+
+  it('a refused commit (quota) is reported by write and flush until the handle is closed, over a restart too', () =>
+    withVolume(async v => {
+      let refuse = true;
+      const engine = Object.assign(Object.create(v.engine) as MetaEngine, {
+        write: (...args: Parameters<MetaEngine['write']>) =>
+          refuse ? Promise.reject(EDQUOT) : v.engine.write(...args),
+      });
+      const s = v.start({ meta: engine });
+      const ino = await v.newFile('a');
+      await put(v, s, ino, 0, randomBytes(5 * MIB));
+      await fails(s.data.flush(ino), 'EDQUOT');
+      assert.equal(s.data.pending(ino), undefined);
+      assert.equal(s.data.stats().dirty, 0);
+      await fails(put(v, s, ino, 0, Buffer.from('x')), 'EDQUOT');
+      await s.data.shutdown();
+      const t = v.start({ meta: engine });
+      await t.data.recover();
+      await fails(t.data.flush(ino), 'EDQUOT');
+      t.data.close(ino, 1);
+      refuse = false;
+      await put(v, t, ino, 0, Buffer.from('hello'));
+      await t.data.flush(ino);
+      assert.equal(String(await readAll(t.data, ino, 5)), 'hello');
+      await pause(50);
+      const left = (await v.store.list('vol/chunks/', '', 100)).objects;
+      assert.equal(left.length, 1, 'objects of the refused slice are deleted');
+      await t.data.shutdown();
+    }));
+
+  it('an unlinked inode: its data is dropped, and no error is left', () =>
+    withVolume(async (v, faults) => {
+      const s = v.start();
+      let go!: () => void;
+      faults.hold = new Promise(resolve => {
+        go = resolve;
+      });
+      const ino = await v.newFile('a');
+      await put(v, s, ino, 0, randomBytes(9 * MIB));
+      const flushed = s.data.flush(ino);
+      await pause(20);
+      s.data.drop(ino);
+      assert.equal(s.data.pending(ino), undefined);
+      go();
+      await flushed;
+      await pause(100);
+      assert.equal(s.data.stats().dirty, 0);
+      assert.deepEqual((await v.store.list('vol/chunks/', '', 10)).objects, []);
+      await s.data.shutdown();
+    }));
+
+  it('memory is full: writes wait parked, reads and small memory go on, order is kept', () =>
+    withVolume(async (v, faults) => {
+      let go!: () => void;
+      const s = v.start({ bufferSize: 32 * MIB });
+      const other = await v.newFile('other');
+      const known = randomBytes(MIB);
+      await put(v, s, other, 0, known);
+      await s.data.flush(other);
+      faults.hold = new Promise(resolve => {
+        go = resolve;
+      });
+      const ino = await v.newFile('a');
+      let parked = 0;
+      const waiting = { ...patient, park: () => parked++ };
+      const block = randomBytes(128 * 1024);
+      const total = 40 * MIB;
+      let acknowledged = 0;
+      const writing = (async () => {
+        for (let at = 0; at < total; at += block.length) {
+          await put(v, s, ino, at, block, waiting);
+          acknowledged = at + block.length;
+        }
+      })();
+      await pause(500);
+      assert.ok(acknowledged < total && parked > 0, `${acknowledged} bytes, parked ${parked}`);
+      const { dirty, cached, ceiling } = s.data.stats();
+      assert.ok(dirty + cached <= ceiling, `${dirty} + ${cached} of ${ceiling}`);
+      assert.deepEqual(await readAll(s.data, other, MIB), known);
+      assert.ok(s.capsule.arena.used <= 32 * MIB);
+      faults.hold = undefined;
+      go();
+      await writing;
+      await s.data.flush(ino);
+      assert.equal((await v.attr(ino)).length, total);
+      for (let at = 0; at < total; at += block.length)
+        assert.ok(take(s.data, await s.data.read(ino, 3, at, block.length, total, patient)).equals(block));
+      await s.data.shutdown();
+    }));
+
+  it('a waiting caller that is being killed gets EINTR', () =>
+    withVolume(async (v, faults) => {
+      faults.put = new StoreError('io', 'away');
+      const s = v.start();
+      const ino = await v.newFile('a');
+      await put(v, s, ino, 0, Buffer.from('x'));
+      let interrupt!: () => void;
+      const promise = new Promise<void>(go => {
+        interrupt = go;
+      });
+      let dying = false;
+      let parked = 0;
+      const waiting: Waiting = {
+        interrupt: { fired: false, promise, callerIsDying: () => dying },
+        park: () => parked++,
+      };
+      const flushed = fails(s.data.flush(ino, waiting), 'EINTR');
+      interrupt();
+      await pause(150);
+      dying = true;
+      await flushed;
+      assert.ok(parked > 0);
+      faults.put = undefined;
+      await s.data.flush(ino);
+      await s.data.shutdown();
+    }));
+
+  it('a truncated or missing block is EIO with its name, other bytes stay readable', () =>
+    withVolume(async v => {
+      const warnings: string[] = [];
+      const s = v.start({ cacheIdle: 1, warn: m => warnings.push(m) });
+      const ino = await v.newFile('a');
+      const bytes = randomBytes(9 * MIB);
+      await put(v, s, ino, 0, bytes);
+      await s.data.flush(ino);
+      await s.data.shutdown();
+      const t = v.start({ ioRetries: 2, warn: m => warnings.push(m) });
+      await t.data.recover();
+      const { objects } = await v.store.list('vol/chunks/', '', 10);
+      assert.equal(objects.length, 3);
+      fs.truncateSync(`${v.dir}/store/${objects[0]!.key}`, 1000);
+      fs.unlinkSync(`${v.dir}/store/${objects[1]!.key}`);
+      await fails(async () => await t.data.read(ino, 1, 2000, 4096, bytes.length, patient), 'EIO');
+      await fails(async () => await t.data.read(ino, 1, 4 * MIB, 4096, bytes.length, patient), 'EIO');
+      assert.match(warnings.join('\n'), /_0_4194304: the object has 1000 bytes where 4194304/);
+      assert.match(warnings.join('\n'), /_1_4194304.*no such file/);
+      assert.ok(
+        take(t.data, await t.data.read(ino, 1, 8 * MIB, 4096, bytes.length, patient)).equals(
+          bytes.subarray(8 * MIB, 8 * MIB + 4096),
+        ),
+      );
+      await t.data.shutdown();
+    }));
+
+  it('a stale list: another client compacted the chunk and deleted the objects', () =>
+    withVolume(async v => {
+      const s = v.start();
+      const other = await makeOther(v);
+      const ino = await v.newFile('a');
+      const bytes = randomBytes(600_000);
+      for (let at = 0; at < bytes.length; at += 60_000) {
+        await put(v, s, ino, at, bytes.subarray(at, at + 60_000));
+        await s.data.flush(ino);
+      }
+      await s.data.shutdown();
+      const t = v.start();
+      await t.data.recover();
+      assert.deepEqual(await readAll(t.data, ino, 1000), bytes.subarray(0, 1000));
+      const before = await v.engine.readChunk(ino, 0);
+      assert.equal(before.length, 10);
+      assert.equal(await other.compact(ino, 0), true);
+      await other.deleteSlices(before.map(({ id, size }) => ({ id, size })));
+      assert.deepEqual(await readAll(t.data, ino, bytes.length), bytes);
+      await t.data.shutdown();
+      await other.shutdown();
+    }));
+
+  it('fsync makes every object of the file durable, also those stored before it was called', () =>
+    withVolume(async (v, faults) => {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      await put(v, s, ino, 0, randomBytes(MIB));
+      await s.data.flush(ino);
+      await put(v, s, ino, MIB, randomBytes(MIB));
+      assert.deepEqual(faults.synced, []);
+      await s.data.sync(ino);
+      const keys = (await v.store.list('vol/chunks/', '', 10)).objects.map(o => o.key);
+      assert.deepEqual(faults.synced.toSorted(), keys.toSorted());
+      faults.synced.length = 0;
+      await s.data.sync(ino);
+      assert.deepEqual(faults.synced, []);
+      await s.data.shutdown();
+    }));
+
+  it('the file never grows over data that is not committed', () =>
+    withVolume(async (v, faults) => {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      faults.put = new StoreError('io', 'away');
+      await put(v, s, ino, CHUNK_SIZE - 5000, randomBytes(5000));
+      await s.data
+        .flush(ino, { ...patient, interrupt: { fired: true, promise: Promise.resolve(), callerIsDying: () => true } })
+        .catch(() => {});
+      faults.put = undefined;
+      const lengths = new Set<number>();
+      await put(v, s, ino, CHUNK_SIZE, randomBytes(5000));
+      const flushed = s.data.flush(ino);
+      for (let done = false; !done; ) {
+        lengths.add((await v.attr(ino)).length);
+        done = await Promise.race([flushed.then(() => true), pause(1).then(() => false)]);
+      }
+      for (const length of lengths) assert.ok([0, CHUNK_SIZE, CHUNK_SIZE + 5000].includes(length), `length ${length}`);
+      await s.data.shutdown();
+    }));
+
+  it('data is stored by itself after a second of rest, and nothing runs when nothing is pending', () =>
+    withVolume(async (v, faults) => {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      await put(v, s, ino, 0, randomBytes(5 * MIB));
+      for (let i = 0; i < 60 && s.data.pending(ino) !== undefined; i++) await pause(50);
+      assert.equal(s.data.pending(ino), undefined);
+      assert.equal((await v.attr(ino)).length, 5 * MIB);
+      assert.equal(faults.puts, 2);
+      assert.deepEqual(await v.engine.readChunk(ino, 0).valueOf(), [
+        { pos: 0, id: 1, size: 5 * MIB, off: 0, len: 5 * MIB },
+      ]);
+      await s.data.shutdown();
+    }));
+
+  it('random small writes over a large file are packed: few objects, references count records', () =>
+    withVolume(async (v, faults) => {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      await put(v, s, ino, 0, randomBytes(1000));
+      for (let i = 0; i < 500; i++) await put(v, s, ino, ((i * 7919) % 8000) * 8192, randomBytes(8192));
+      await s.data.flush(ino);
+      assert.ok(faults.puts <= 2, `${faults.puts} objects`);
+      const records = await v.engine.readChunk(ino, 0);
+      assert.ok(records.length > 400);
+      assert.equal(await s.data.compact(ino, 0), true);
+      assert.equal((await v.engine.readChunk(ino, 0)).length, 1);
+      // The compaction dropped every reference of the packed slice.
+      const dead = await v.engine.deadSlices(10);
+      assert.deepEqual(
+        dead.map(d => d.id),
+        [...new Set(records.map(r => r.id))],
+      );
+      await s.data.deleteSlices(dead);
+      assert.deepEqual(await v.engine.deadSlices(10), []);
+      await s.data.shutdown();
+      const t = v.start();
+      assert.ok((await readAll(t.data, ino, 1000)).length === 1000);
+      await t.data.shutdown();
+    }));
+
+  it('setattr of mtime holds for what is committed later; a truncation keeps writes out', () =>
+    withVolume(async v => {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      await put(v, s, ino, 0, randomBytes(1000));
+      s.data.setPendingMtime(ino, { sec: 12345, nsec: 678 });
+      assert.deepEqual(s.data.pending(ino)?.mtime, { sec: 12345, nsec: 678 });
+      await s.data.flush(ino);
+      const attr = await v.attr(ino);
+      assert.deepEqual([attr.mtime, attr.mtimensec], [12345, 678]);
+      await put(v, s, ino, 500, randomBytes(5000));
+      const frozen = await s.data.freeze(ino, 100, 2 ** 53);
+      assert.equal(s.data.pending(ino), undefined);
+      let written = false;
+      const writing = put(v, s, ino, 200, Buffer.from('later')).then(() => {
+        written = true;
+      });
+      await put(v, s, ino, 0, Buffer.from('below'));
+      await pause(20);
+      assert.equal(written, false);
+      await v.engine.setattr(v.client.op(), root, ino, { size: 100, byHandle: true });
+      s.data.invalidateRange(ino, 100, 2 ** 53);
+      frozen.done();
+      await writing;
+      await s.data.flush(ino);
+      assert.equal((await v.attr(ino)).length, 205);
+      const bytes = await readAll(s.data, ino, 205);
+      assert.equal(bytes.subarray(0, 5).toString() + bytes.subarray(200).toString(), 'belowlater');
+      assert.ok(bytes.subarray(100, 200).every(b => b === 0));
+      await s.data.shutdown();
+    }));
+});
+
+/** A data path of another client: own capsule, same engine and store. */
+async function makeOther(v: Volume): Promise<FileData> {
+  const { createCapsule, openCapsule } = await import('@steadfs/fuse/capsule');
+  const { createFileData } = await import('../../src/data/create.ts');
+  const capsule = openCapsule(createCapsule({ arenaSize: 64 * MIB }));
+  return createFileData({ meta: v.engine, store: v.store, capsule, format: v.format });
+}
