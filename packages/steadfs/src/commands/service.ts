@@ -20,6 +20,7 @@ import type { ObjectStore } from '../object/store.ts';
 import { type LogHandle, startLog } from '../observe/log.ts';
 import { meteredStore } from '../observe/metered-store.ts';
 import { addProcessGauges, Metrics } from '../observe/metrics.ts';
+import { releaseCode } from '../observe/resident.ts';
 import { CLIENT_VERSION, VERSION } from '../version.ts';
 import { Counters } from '../vfs/counters.ts';
 import { openSession, SESSION_BLOB } from '../vfs/session.ts';
@@ -29,6 +30,9 @@ import { Failure, messageOf } from './failure.ts';
 import { withoutSecrets } from './mask.ts';
 import type { ServiceOptions } from './mount-flags.ts';
 import { openVolumeStore } from './volume.ts';
+
+/** After this long a service has touched what it needs to start. */
+const SETTLED_MS = 5000;
 
 interface Warm {
   options: ServiceOptions;
@@ -146,6 +150,11 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
 
       upkeep.start();
       await startMetrics(options, metrics, launch.mountPoint, format.Name, log);
+      setTimeout(() => {
+        releaseCode().catch((error: unknown) =>
+          log.debug(`memory of the start-up was not given back: ${messageOf(error)}`),
+        );
+      }, SETTLED_MS).unref();
       await session.done;
       await upkeep.stop();
       await store.close();
