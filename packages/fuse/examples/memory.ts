@@ -97,6 +97,16 @@ function table(capsule: Capsule, name: string, recordSize: number, capacity: num
     size: recordSize,
   };
 }
+/** Records that #redo published after the section was opened are not to be given out. */
+function reserve(records: Records): void {
+  const free: number[] = [];
+  const last = Math.max(-1, ...records.live());
+  for (let i = records.alloc(); i !== undefined; i = records.alloc()) {
+    if (records.state(i) === 0) free.push(i);
+    if (i > last) break;
+  }
+  for (const i of free.reverse()) records.free(i);
+}
 const key = (name: Name): string => Buffer.from(name.buffer, name.byteOffset, name.length).toString('latin1');
 
 export class MemoryFs implements FileSystem {
@@ -136,6 +146,8 @@ export class MemoryFs implements FileSystem {
 
   #recover(): void {
     for (const k of this.#ops.records.live()) if (this.#ops.records.state(k) === 1) this.#redo(k);
+    reserve(this.#inodes.records);
+    reserve(this.#names.records);
     for (const i of this.#names.records.live()) this.#index(i);
     for (const p of this.#pages.records.live()) {
       const at = (p * PAGE_RECORD) / 4;

@@ -919,6 +919,9 @@ class Server implements Session, Receiver {
     if (this.#starting) throw EBUSY.because('start() is called once');
     this.#starting = true;
     this.locked = this.device.pin();
+    if (!this.locked) {
+      this.#log('warn', 'request memory cannot be locked (RLIMIT_MEMLOCK): a crash under memory pressure can lose a request');
+    }
     this.#dropTwin();
     if (!this.slots.adoptLanding() && this.slots.landedLength !== 0) {
       this.#log('warn', 'a request was only half copied when the server died: dropped, its caller has EIO');

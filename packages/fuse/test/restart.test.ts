@@ -2,12 +2,13 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { accessSync, constants, mkdtempSync, rmdirSync } from 'node:fs';
+import { accessSync, constants, mkdtempSync, rmdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { test } from 'node:test';
+import { basename, join } from 'node:path';
+import { after, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
+import { buildSync } from 'esbuild';
 import { type CapsuleFds, createCapsule } from '../src/capsule.ts';
 import { mountFuse, unmount } from '../src/mount.ts';
 import { close } from '../src/sys.ts';
@@ -23,6 +24,30 @@ const skip = (() => {
   }
 })();
 const kills = Number(process.env.FUSE_TEST_KILLS ?? 12);
+
+/** Servers are bundles: they start in a fraction of the time, so that a test sees many. */
+function bundle(entry: string, main: boolean): string {
+  const outfile = join(
+    here,
+    '../../../node_modules/.cache/steadfs-fuse-test',
+    `${process.pid}-${basename(entry, '.ts')}.mjs`,
+  );
+  buildSync({
+    entryPoints: [join(here, entry)],
+    outfile,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    target: 'esnext',
+    external: ['koffi'],
+    define: { 'import.meta.main': String(main) },
+    logLevel: 'error',
+  });
+  after(() => rmSync(outfile));
+  return outfile;
+}
+const memory = skip ? '' : bundle('../examples/memory.ts', true);
+const faulty = skip ? '' : bundle('faulty.ts', false);
 
 /** A mount whose fds this process holds, and its server, a child. */
 class Mount {
@@ -40,8 +65,8 @@ class Mount {
   }
   /** With `place`, the server kills itself there (faulty.ts). */
   serve(place?: number): void {
-    const program = place === undefined ? ['../examples/memory.ts', '--adopt'] : ['faulty.ts', String(place)];
-    this.server = spawn(process.execPath, [join(here, program[0]!), program[1]!], {
+    const program = place === undefined ? [memory, '--adopt'] : [faulty, String(place)];
+    this.server = spawn(process.execPath, program, {
       stdio: ['ignore', 'pipe', 'pipe', this.fuse, this.fds.capsule, this.fds.arena],
     });
     for (const stream of [this.server.stdout!, this.server.stderr!])
@@ -70,7 +95,7 @@ class Mount {
     this.ended = true;
     try {
       await unmount(this.point);
-      await Promise.race([this.gone(), sleep(5000, undefined, { ref: false })]);
+      await Promise.race([this.gone(), sleep(15_000, undefined, { ref: false })]);
     } finally {
       this.server.kill('SIGKILL');
       await unmount(this.point, { force: true, lazy: true }).catch(() => {});
