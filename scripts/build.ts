@@ -81,16 +81,58 @@ const koffi: Plugin = {
   },
 };
 
-export async function makeBundle(
-  options: { force?: boolean; clean?: boolean; out?: string; version?: string } = {},
-): Promise<boolean> {
+export interface BuildOptions {
+  /** Also when the bundle is fresh. */
+  force?: boolean | undefined;
+  /** Removes chunks of older bundles at once. */
+  clean?: boolean | undefined;
+  out?: string | undefined;
+  /** Instead of package.json's. */
+  version?: string | undefined;
+}
+
+/** One build at a time in a folder: two would mix their files. A lock whose process is gone is taken over. */
+async function locked<T>(out: string, work: () => Promise<T>): Promise<T> {
+  const lock = join(out, '.lock');
+  for (let waited = 0; ; waited += 50) {
+    try {
+      writeFileSync(lock, String(process.pid), { flag: 'wx' });
+      break;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      const holder = readHolder(lock);
+      if ((holder !== '' && !existsSync(`/proc/${holder}`)) || waited > 120_000) rmSync(lock, { force: true });
+      await new Promise(wake => setTimeout(wake, 50));
+    }
+  }
+  try {
+    return await work();
+  } finally {
+    rmSync(lock, { force: true });
+  }
+}
+
+function readHolder(lock: string): string {
+  try {
+    return readFileSync(lock, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    return '';
+  }
+}
+
+export async function makeBundle(options: BuildOptions = {}): Promise<boolean> {
   const out = resolve(options.out ?? join(PACKAGE, 'dist'));
+  mkdirSync(out, { recursive: true });
+  return locked(out, () => makeLocked(out, options));
+}
+
+async function makeLocked(out: string, options: BuildOptions): Promise<boolean> {
   const entry = join(out, 'steadfs.mjs');
   const before = newest(SOURCES);
   if (!options.force && existsSync(entry) && statSync(entry).mtimeMs > before) return false;
 
   const manifest = JSON.parse(readFileSync(join(PACKAGE, 'package.json'), 'utf8')) as { version: string };
-  mkdirSync(out, { recursive: true });
   const temporary = mkdtempSync(join(out, '.build-'));
   try {
     const found = new Set<string>();
