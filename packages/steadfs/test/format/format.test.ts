@@ -43,7 +43,7 @@ const FIXTURES = '../shared/fixtures';
 const skip = fs.existsSync(FIXTURES) ? false : 'no fixtures here';
 
 function seeded(): (below: number) => number {
-  const seed = Number(process.env['SEED'] ?? Math.floor(Math.random() * 2 ** 31));
+  const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
   console.log(`# seed ${seed}`);
   return randomFrom(seed);
 }

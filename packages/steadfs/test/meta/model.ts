@@ -36,7 +36,7 @@ async function outcome<T>(what: Promise<T> | T): Promise<T | string> {
 }
 
 export async function randomOperations(c: Client, trash: boolean, count = 1500): Promise<void> {
-  const seed = Number(process.env['SEED'] ?? Math.floor(Math.random() * 2 ** 31));
+  const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
   console.log(`# model seed ${seed}`);
   const random = randomFrom(seed);
   const top: Node = { ino: ROOT, type: 2, mode: 0o777, length: 4096, nlink: 2, entries: new Map(), parent: undefined };

@@ -93,14 +93,14 @@ describe('the SQLite engine', () => {
     const expected = lines.map(l => JSON.parse(l) as Record<string, unknown>);
     const trashed = new Map<string, number>();
     for (const x of expected) {
-      if (x['type'] !== 'dir' && String(x['path']).startsWith('/.trash/')) {
-        trashed.set(String(x['ino']), (trashed.get(String(x['ino'])) ?? 0) + 1);
+      if (x.type !== 'dir' && String(x.path).startsWith('/.trash/')) {
+        trashed.set(String(x.ino), (trashed.get(String(x.ino)) ?? 0) + 1);
       }
     }
     const found: unknown[] = [];
     await walk(e, ROOT, '', found);
     await walk(e, TRASH, '/.trash', found);
-    const want = expected.map(x => wanted(x, trashed, expected[0]!['atimeNs']));
+    const want = expected.map(x => wanted(x, trashed, expected[0]!.atimeNs));
     assert.equal(found.length, want.length);
     for (let i = 0; i < want.length; i++) assert.deepEqual(found[i], want[i]);
     await e.heartbeat();
@@ -395,21 +395,21 @@ async function walk(e: MetaEngine, ino: Ino, at: string, out: unknown[], raw = B
   });
   if (a.type === FileType.symlink) Object.assign(x, Object.fromEntries([text('target', await e.readlink(ino))]));
   if (a.type === FileType.blockdev || a.type === FileType.chardev)
-    x['rdev'] = [(a.rdev >> 8) & 0xfff, (a.rdev & 0xff) | ((a.rdev >>> 12) & 0xfff00)];
+    x.rdev = [(a.rdev >> 8) & 0xfff, (a.rdev & 0xff) | ((a.rdev >>> 12) & 0xfff00)];
   const xattrs: Record<string, string> = {};
   for (const n of await e.listxattr(ino)) {
     const s = Buffer.from(n).toString();
     if (!s.startsWith('system.')) xattrs[s] = Buffer.from(await e.getxattr(ino, n)).toString('base64');
   }
-  if (Object.keys(xattrs).length > 0) x['xattrs'] = xattrs;
+  if (Object.keys(xattrs).length > 0) x.xattrs = xattrs;
   const access = await e.getAcl(ino, 'access');
   const fallback = await e.getAcl(ino, 'default');
   const plain = { owner: a.mode >> 6, group: a.mode >> 3, mask: 0xffff, other: a.mode, users: [], groups: [] };
   if (access !== undefined || fallback !== undefined) {
-    x['acl'] = [...aclLines(access ?? plain, ''), ...(fallback === undefined ? [] : aclLines(fallback, 'default:'))];
+    x.acl = [...aclLines(access ?? plain, ''), ...(fallback === undefined ? [] : aclLines(fallback, 'default:'))];
   }
   const flags = `${a.flags & 32 ? 's' : ''}${a.flags & 1 ? 'i' : ''}${a.flags & 2 ? 'a' : ''}`;
-  if (flags !== '') x['flags'] = flags;
+  if (flags !== '') x.flags = flags;
   out.push(x);
   if (a.type !== FileType.directory) return;
   for (const entry of await list(e, ino)) {
@@ -423,9 +423,9 @@ async function walk(e: MetaEngine, ino: Ino, at: string, out: unknown[], raw = B
 function wanted(x: Record<string, unknown>, trashed: Map<string, number>, made: unknown): Record<string, unknown> {
   const { blocks, sha256, xattrErr, ...rest } = x;
   void [blocks, sha256, xattrErr];
-  if (rest['type'] !== 'dir') rest['nlink'] = Number(rest['nlink']) - (trashed.get(String(rest['ino'])) ?? 0);
+  if (rest.type !== 'dir') rest.nlink = Number(rest.nlink) - (trashed.get(String(rest.ino)) ?? 0);
   // The Go client answers .trash from memory; its row has the time of the format.
-  if (rest['path'] === '/.trash') Object.assign(rest, { size: 4096, atimeNs: made, mtimeNs: made, ctimeNs: made });
-  if (rest['acl'] !== undefined) rest['acl'] = (rest['acl'] as string[]).map(l => l.replace(/\s+#effective.*$/, ''));
+  if (rest.path === '/.trash') Object.assign(rest, { size: 4096, atimeNs: made, mtimeNs: made, ctimeNs: made });
+  if (rest.acl !== undefined) rest.acl = (rest.acl as string[]).map(l => l.replace(/\s+#effective.*$/, ''));
   return rest;
 }

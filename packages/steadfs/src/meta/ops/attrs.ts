@@ -180,9 +180,10 @@ export function* setattr(tx: Tx, cred: Cred, ino: Ino, set: AttrSet): Body<Attr>
   if (set.flags !== undefined && !isOwner(cred, cur)) throw EPERM;
 
   // Changes.
-  if (set.size !== undefined && set.size !== cur.length) {
-    yield* changeLength(tx, ino, cur, set.size);
+  if (set.size !== undefined) {
+    if (set.size !== cur.length) yield* changeLength(tx, ino, cur, set.size);
     next.length = set.size;
+    // Also when the length was the same (truncate(2)).
     setTime(next, 'mtime', tx.now);
     changed = true;
   }

@@ -46,8 +46,12 @@ export function* write(
   if (killSuidgid) next.mode = withoutSuidgid(cur.mode);
   next.mtime = mtime.sec;
   next.mtimensec = mtime.nsec;
-  next.ctime = tx.now.sec;
-  next.ctimensec = tx.now.nsec;
+  // ctime is that of the write, which programs have seen since (not the commit's); a later chmod, and an mtime set to a time to come, stay out of it.
+  const after = (a: TimeSet, b: TimeSet) => a.sec > b.sec || (a.sec === b.sec && a.nsec > b.nsec);
+  if (after(mtime, { sec: cur.ctime, nsec: cur.ctimensec }) && !after(mtime, tx.now)) {
+    next.ctime = mtime.sec;
+    next.ctimensec = mtime.nsec;
+  }
   yield* tx.updateNode(ino, next);
   if (tx.volume.format.ChangeLog) {
     for (const r of records) {

@@ -1339,7 +1339,6 @@ export class SqliteEngine {
   }
 }
 
-// biome-ignore lint/correctness/useYield: a body that has nothing to wait for
 function* nothingToDo(): Body<void> {}
 
 function* first<T>(step: Iterable<Promise<unknown>, T, unknown>): Body<T> {
@@ -1359,9 +1358,9 @@ function parseInfo(bytes: Uint8Array | null): SessionInfo {
     hostName: text('HostName'),
     mountPoint: text('MountPoint'),
     mountTime: text('MountTime'),
-    processId: typeof raw['ProcessID'] === 'number' ? raw['ProcessID'] : 0,
+    processId: typeof raw.ProcessID === 'number' ? raw.ProcessID : 0,
   };
-  if (Array.isArray(raw['IPAddrs'])) info.ipAddrs = raw['IPAddrs'].filter((a): a is string => typeof a === 'string');
+  if (Array.isArray(raw.IPAddrs)) info.ipAddrs = raw.IPAddrs.filter((a): a is string => typeof a === 'string');
   return info;
 }
 
