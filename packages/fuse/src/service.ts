@@ -117,15 +117,21 @@ export async function startMount(settings: StartSettings): Promise<Started> {
   } catch (error) {
     keeper?.kill('SIGKILL');
     if (starter.service) killAndWait(starter.service, 1000);
-    await unmount(settings.mountPoint, { force: true }).catch(() => {
-      // The reason of the failure matters more; a mount that is left over shows as dead.
-    });
+    await takeBack(launch);
     rmSync(launch.directory, { recursive: true, force: true });
     throw error;
   } finally {
     starter.close();
     closeHeld(fds);
   }
+}
+
+/** Unmounts a fresh mount that nobody ever served. */
+async function takeBack({ mountPoint, device }: Launch): Promise<void> {
+  if (findMount(mountPoint)?.device !== device) return;
+  await unmount(mountPoint, { force: true }).catch(() => {
+    // The reason of the failure matters more; a mount that is left over shows as dead.
+  });
 }
 
 /** /dev/fuse, capsule, mount, launch record, state. */
@@ -150,8 +156,8 @@ async function makeMount(settings: StartSettings): Promise<{ fds: HeldFds; launc
   return { fds: { fuse, capsule, arena, launch: createLaunch(launch), state: createState() }, launch };
 }
 
-function closeHeld(fds: HeldFds): void {
-  for (const fd of Object.values(fds)) sys.close(fd);
+function closeHeld(fds: Partial<HeldFds>): void {
+  for (const fd of Object.values(fds)) if (fd !== undefined) sys.close(fd);
 }
 
 /** The unit's main process: adopts what the fd store kept or mounts, then becomes the service. */
@@ -167,16 +173,23 @@ async function startUnderSystemd(settings: StartSettings): Promise<never> {
   let launch: Launch;
   let fds: HeldFds;
   if (stored) {
-    const { mountPoint, version, command, options, arenaSize, log } = settings;
-    const before = readLaunch(stored.launch);
-    if (before.mountPoint !== mountPoint)
+    const { mountPoint, mount, version, command, options, arenaSize, log } = settings;
+    const before = stored.launch === undefined ? undefined : readLaunch(stored.launch);
+    if (before && before.mountPoint !== mountPoint)
       throw EINVAL.because(`the fd store holds a mount of ${before.mountPoint}, not of ${mountPoint}`);
+    const device = before?.device ?? findMount(mountPoint)?.device;
+    if (device === undefined)
+      throw EINVAL.because(`the fd store holds a mount, and nothing is mounted at ${mountPoint}`);
     launch = {
-      ...before,
+      mountPoint,
+      device,
+      mount: before?.mount ?? mount,
       version,
       command,
       options,
       arenaSize,
+      directory: runtimeDirectory(device),
+      systemd: true,
       created: Date.now(),
       ...(log !== undefined && { log }),
     };
@@ -375,9 +388,10 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
     sys.write(FD_REPORT, memory.address, line.length);
     sys.unmap(memory);
   };
+  const progress = { served: false };
   try {
     report({ event: 'started', service: process.pid });
-    await adoptAndServe(settings, mode, log, report);
+    await adoptAndServe(settings, mode, log, report, progress);
     process.exit(EXIT_ENDED);
   } catch (error) {
     const reason = message(error);
@@ -386,6 +400,9 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
       log('error', code === 1 && error instanceof Error ? (error.stack ?? reason) : reason);
       writeState(FD_STATE, `waiting: ${reason}`);
     } else log('info', reason);
+    // In the foreground (and under systemd) the starter has become this process's keeper or this process.
+    if (mode === 'mount' && !progress.served && code !== EXIT_LOCKED && code !== EXIT_ENDED)
+      await takeBack(readLaunch(FD_LAUNCH));
     report({ event: 'failed', message: reason });
     process.exit(code);
   }
@@ -396,6 +413,7 @@ async function adoptAndServe<Warm>(
   mode: string,
   log: NonNullable<ServiceSettings<Warm>['log']>,
   report: (r: Report) => void,
+  progress: { served: boolean },
 ): Promise<void> {
   const launch = readLaunch(FD_LAUNCH);
   const bornAt = performance.timeOrigin;
@@ -547,10 +565,9 @@ async function adoptAndServe<Warm>(
     }
   };
 
-  let told = false;
   const serving = (carriedOver: Record<string, number> = {}): void => {
-    if (told) return;
-    told = true;
+    if (progress.served) return;
+    progress.served = true;
     const takeover: Takeover = {
       when: Date.now(),
       why,

@@ -47,16 +47,20 @@ export function listenFds(env: NodeJS.ProcessEnv = process.env): Map<string, num
   return result;
 }
 
+/** What the store must hold for an adoption. The launch record and the state are made anew at every start, and a kill can strike between their removal and their return. */
+export type StoredFds = Pick<HeldFds, 'fuse' | 'capsule' | 'arena'> & { launch?: number; state?: number };
+
 /** The fds of a mount among those; undefined when the store has none. Throws EINVAL when it has only some: then nothing can be adopted. */
-export function storedMount(fds: ReadonlyMap<string, number>): HeldFds | undefined {
-  const names = Object.keys(NAMES) as (keyof HeldFds)[];
-  const missing = names.filter(n => !fds.has(NAMES[n]));
-  if (missing.length === names.length) return undefined;
-  if (missing.length > 0) throw EINVAL.because(`the fd store has no ${missing.map(n => NAMES[n]).join(', ')}`);
-  const [fuse, capsule, arena, launch, state] = (['fuse', 'capsule', 'arena', 'launch', 'state'] as const).map(
-    n => fds.get(NAMES[n])!,
-  );
-  return { fuse: fuse!, capsule: capsule!, arena: arena!, launch: launch!, state: state! };
+export function storedMount(fds: ReadonlyMap<string, number>): StoredFds | undefined {
+  const needed = (['fuse', 'capsule', 'arena'] as const).map(n => fds.get(NAMES[n]));
+  const [fuse, capsule, arena] = needed;
+  const launch = fds.get(NAMES.launch);
+  const state = fds.get(NAMES.state);
+  if (fuse === undefined || capsule === undefined || arena === undefined) {
+    if (needed.every(fd => fd === undefined)) return undefined;
+    throw EINVAL.because('the fd store has only some of steadfs-fuse, steadfs-capsule, steadfs-arena');
+  }
+  return { fuse, capsule, arena, ...(launch !== undefined && { launch }), ...(state !== undefined && { state }) };
 }
 
 export interface Notifications {

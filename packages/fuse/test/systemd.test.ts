@@ -1,6 +1,7 @@
 /** The fd store: a service manager that speaks the protocol (below), and a real systemd (systemd-real.test.ts). */
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -134,17 +135,15 @@ test('fd store: kill -9 is a recovery, a restart an upgrade, an unmount empties 
     execFileSync('sh', ['-c', `echo hello >${dir}/a`], { timeout: 5000 });
     for (let i = 0; i < 4; i++) {
       const { service } = (await mountState(dir))!;
-      const reader = (async () => {
-        await sleep(20);
-        return spawn('cat', [join(dir, 'a')], { stdio: ['ignore', 'pipe', 'inherit'] });
-      })();
+      const reader = sleep(20).then(async () => {
+        const cat = spawn('cat', [join(dir, 'a')], { stdio: 'ignore' });
+        return (await once(cat, 'close'))[0] as number;
+      });
       sys.kill(service!.pid, sys.SIGKILL);
       const child = manager.start(dir, { STEADFS_NOTES_VERSION: `1.0.${i}` });
       await manager.ready();
       assert.equal((await mountState(dir))!.service!.pid, child.pid);
-      const cat = await reader;
-      const [code] = await Promise.all([new Promise(resolve => cat.on('close', resolve))]);
-      assert.equal(code, 0);
+      assert.equal(await reader, 0);
     }
     const state = (await mountState(dir))!;
     assert.equal(state.takeovers.at(-1)!.why, 'systemd');
