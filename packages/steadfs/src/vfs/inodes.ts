@@ -150,12 +150,14 @@ export class Inodes {
   keepRemoved(ino: Ino, attr: Attr): void {
     const r = this.#records;
     const encoded = encodeAttr({ ...attr, nlink: 0 });
-    let index = this.#removed.get(ino);
-    if (index !== undefined) return;
-    index = r.alloc();
+    const before = this.#removed.get(ino);
+    let index = r.alloc();
     if (index === undefined) {
-      const [oldest] = this.#removed.keys();
-      this.#dropRemoved(oldest!);
+      for (const oldest of this.#removed.keys()) {
+        if (oldest === ino) continue;
+        this.#dropRemoved(oldest);
+        break;
+      }
       index = r.alloc();
       if (index === undefined) return;
     }
@@ -165,6 +167,7 @@ export class Inodes {
     r.bytes.set(encoded, at + 16);
     r.setState(index, 1);
     this.#removed.set(ino, index);
+    if (before !== undefined && before !== index) r.free(before);
   }
 
   #dropRemoved(ino: Ino): void {

@@ -146,8 +146,11 @@ export function ioMethods(core: Core): IoMethods {
     if (set.gid !== undefined) wanted.gid = set.gid;
     if (set.atime !== undefined) wanted.atime = set.atime;
     if (set.mtime !== undefined) wanted.mtime = set.mtime;
-    if (set.killSuidgid) wanted.killSuidgid = true;
+    // Nothing at all is what chown(-1, -1) comes as; Linux takes the set-id bits away then too.
+    const nothing = set.size === undefined && Object.keys(wanted).length === 0;
+    if (set.killSuidgid || nothing) wanted.killSuidgid = true;
     if (set.fh !== undefined) wanted.byHandle = true;
+    if (inodes.isOpen(ino)) wanted.inUse = true;
     const cred = core.cred(ctx);
     if (set.size !== undefined) {
       if (set.size < 0) throw EINVAL;
@@ -168,7 +171,7 @@ export function ioMethods(core: Core): IoMethods {
       attr = await engine.setattr(ctx.op, cred, ino, wanted);
     } catch (error) {
       if (pending !== undefined) data.setPendingMtime(ino, pending.mtime);
-      throw error;
+      return changeRemoved(ino, wanted, error);
     }
     core.changed(ino, attr);
     if (set.mtime !== undefined) {
@@ -180,6 +183,31 @@ export function ioMethods(core: Core): IoMethods {
       }
     }
     return core.attrOut(ino, attr);
+  }
+
+  /** Attributes of an inode that is gone, but held as a working directory or by O_PATH, live in the capsule alone. */
+  function changeRemoved(ino: Ino, set: AttrSet, error: unknown): AttrOut {
+    const attr = error === ENOENT ? inodes.removed(ino) : undefined;
+    if (attr === undefined) throw error;
+    const t = now();
+    const time = (wanted: AttrSet['atime'], sec: number, nsec: number) =>
+      wanted === undefined ? { sec, nsec } : wanted === 'now' ? t : wanted;
+    const atime = time(set.atime, attr.atime, attr.atimensec);
+    const mtime = time(set.mtime, attr.mtime, attr.mtimensec);
+    const changed: Attr = {
+      ...attr,
+      mode: set.mode ?? attr.mode,
+      uid: set.uid ?? attr.uid,
+      gid: set.gid ?? attr.gid,
+      atime: atime.sec,
+      atimensec: atime.nsec,
+      mtime: mtime.sec,
+      mtimensec: mtime.nsec,
+      ctime: t.sec,
+      ctimensec: t.nsec,
+    };
+    inodes.keepRemoved(ino, changed);
+    return core.attrOut(ino, changed);
   }
 
   // ── open and close ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -103,7 +103,9 @@ export function xattrMethods(core: Core): XattrMethods {
       if (!enabled()) throw EOPNOTSUPP;
       const ino = core.ino(nodeid);
       if (core.internals.attr(ino) !== undefined) return [];
-      const names = await engine.listxattr(ino);
+      const all = await engine.listxattr(ino);
+      // Local file systems do not tell of trusted.* to who may not read it.
+      const names = ctx.uid === 0 ? all : all.filter(name => !text(name).startsWith('trusted.'));
       if (!core.options.enableXattr) return names.filter(n => aclKind(text(n)) !== undefined);
       return names;
     },
@@ -149,10 +151,6 @@ export function xattrMethods(core: Core): XattrMethods {
       return { result: 0, output: new Uint8Array(0) };
     },
   };
-}
-
-function isTrusted(name: Name): boolean {
-  return Buffer.from(name.buffer, name.byteOffset, Math.min(name.length, 8)).toString('latin1') === 'trusted.';
 }
 
 function shownFlags(flags: number): number {

@@ -46,11 +46,14 @@ export function* write(
   if (killSuidgid) next.mode = withoutSuidgid(cur.mode);
   next.mtime = mtime.sec;
   next.mtimensec = mtime.nsec;
-  // ctime is that of the write, which programs have seen since (not the commit's); a later chmod, and an mtime set to a time to come, stay out of it.
-  const after = (a: TimeSet, b: TimeSet) => a.sec > b.sec || (a.sec === b.sec && a.nsec > b.nsec);
-  if (after(mtime, { sec: cur.ctime, nsec: cur.ctimensec }) && !after(mtime, tx.now)) {
+  // ctime is that of the write, which programs have seen since, not the commit's. A later chmod, and an mtime that was set by hand, stay out of it.
+  if (isAfter(mtime, { sec: cur.ctime, nsec: cur.ctimensec }) && !isAfter(mtime, tx.now)) {
     next.ctime = mtime.sec;
     next.ctimensec = mtime.nsec;
+  } else if (mtime.sec === cur.mtime && mtime.nsec === cur.mtimensec && next.length === cur.length) {
+    // Other clients tell by mtime, ctime and length whether what they cached is still good.
+    next.ctimensec = (cur.ctimensec + 1) % 1e9;
+    if (next.ctimensec === 0) next.ctime++;
   }
   yield* tx.updateNode(ino, next);
   if (tx.volume.format.ChangeLog) {
@@ -59,6 +62,10 @@ export function* write(
     }
   }
   return { attr: yield* present(tx, ino, next), records: count };
+}
+
+function isAfter(a: TimeSet, b: TimeSet): boolean {
+  return a.sec > b.sec || (a.sec === b.sec && a.nsec > b.nsec);
 }
 
 export function* copyFileRange(
