@@ -213,3 +213,41 @@ test('a blocked lock goes on waiting through kill -9, and is interrupted by a si
     assert.deepEqual(order, ['124', 'holder', 'waiter']);
   }),
 );
+
+test('a lost capsule: RESEND brings reads again, mutations get EIO', { skip, timeout: 60_000 }, async () => {
+  const point = mkdtempSync(join(tmpdir(), 'fuse-proto-'));
+  const { fd } = await mountFuse(point, { source: 'orphan', subtype: 'orphan' });
+  const server = (...args: string[]): ChildProcess & { said: string } => {
+    const child = spawn(process.execPath, [join(here, 'orphan.ts'), ...args], {
+      stdio: ['ignore', 'pipe', 'inherit', fd],
+    });
+    const result = Object.assign(child, { said: '' });
+    child.stdout!.on('data', data => {
+      result.said += data;
+    });
+    return result;
+  };
+  const first = server('hang');
+  let second: (ChildProcess & { said: string }) | undefined;
+  try {
+    while (first.said === '') await sleep(5);
+    if (Number(first.said.split(' ')[2]) < 40) return;
+    const shell = (script: string) => run('/bin/sh', ['-c', script], { timeout: 20_000, killSignal: 'SIGKILL' });
+    const makes = shell(`mkdir ${point}/new 2>&1`).catch(error => error);
+    await sleep(500);
+    const looks = shell(`stat -c %a ${point} 2>&1`).catch(error => error);
+    await sleep(500);
+    first.kill('SIGKILL');
+    await once(first, 'exit');
+    second = server(...first.said.trim().split(' '));
+    assert.match((await looks).stdout, /^777$/m);
+    assert.match((await makes).stdout, /Input\/output error/);
+    assert.match(second.said, /MKDIR.*outcome is unknown/);
+  } finally {
+    await unmount(point, { force: true, lazy: true }).catch(() => {});
+    first.kill('SIGKILL');
+    second?.kill('SIGKILL');
+    close(fd);
+    rmdirSync(point);
+  }
+});
