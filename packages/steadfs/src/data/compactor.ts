@@ -1,6 +1,6 @@
 /**
  * Compaction of chunks (spec/volume.md §4.2): many records become one, the new slice's objects are durable before the metadata forgets the old ones. One block of
- * memory at a time. Works after commits that made a list long and after reads of fragmented chunks, one chunk at a time, when the chunk is left alone for a while.
+ * memory per worker. Works after commits that made a list long and after reads of fragmented chunks, one chunk at a time, when the chunk is left alone for a while.
  */
 import type { Ino } from '../format/ino.ts';
 import { buildSlices, type Piece, type Slice } from '../format/slice.ts';
@@ -12,6 +12,8 @@ import type { Memory } from './memory.ts';
 import type { Reader } from './reader.ts';
 import { sleep, type Transfer } from './transfer.ts';
 
+/** Blocks of one chunk made at the same time, as far as memory is plenty. */
+const WORKERS = 4;
 /** Records taken at most at a time. */
 const TAKE = 1000;
 /** With this many records the next commit waits for a compaction. */
@@ -174,12 +176,18 @@ export function createCompactor(options: CompactorOptions): Compactor {
     let slot = FIRST_SLOT;
     while (slots.has(slot)) slot++;
     slots.add(slot);
-    let stored = 0;
+    let stored = false;
     try {
-      for (let block = 0; block < blockCount(layout, size); block++) {
-        await storeBlock(id, size, block, pos, pieces, tier);
-        stored++;
-      }
+      let next = 0;
+      const count = blockCount(layout, size);
+      const worker = async (): Promise<void> => {
+        while (next < count) await storeBlock(id, size, next++, pos, pieces, tier);
+      };
+      const workers = Math.min(count, WORKERS, Math.max(1, Math.floor(memory.ceiling / 16 / layout.blockSize)));
+      const ends = await Promise.allSettled(Array.from({ length: workers }, worker));
+      const failure = ends.find(e => e.status === 'rejected');
+      if (failure !== undefined) throw failure.reason;
+      stored = true;
       await options.syncObjects(sliceKeys(layout, id, size));
       if (stopped) throw new Error('shutting down');
       const op = { kind: OpKind.job, slot, seq: journal.nextSeq() };
@@ -189,9 +197,10 @@ export function createCompactor(options: CompactorOptions): Compactor {
       // Not done: the records changed meanwhile; the engine marked the new slice for deletion.
       return done;
     } catch (error) {
-      if (stored < blockCount(layout, size))
-        for (let block = 0; block < stored; block++)
-          await options.deleteObject(blockKey(layout, id, size, block)).catch(() => {});
+      // After the metadata was asked, nobody knows whether it took the slice.
+      if (!stored)
+        for (const key of sliceKeys(layout, id, size))
+          await options.deleteObject(key).catch((e: unknown) => options.warn(`${key} stays in the store: ${e}`));
       throw error;
     } finally {
       slots.delete(slot);
@@ -247,7 +256,7 @@ export function createCompactor(options: CompactorOptions): Compactor {
           return;
         } catch (error) {
           if (++failures > 3 || stopped) throw error;
-          await sleep(failures * failures * 1000);
+          await sleep(50 * 4 ** failures);
         }
       }
     } finally {

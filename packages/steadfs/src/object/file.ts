@@ -14,10 +14,10 @@ import { type ObjectInfo, type ObjectStore, StoreError, type StoreErrorKind } fr
 /** Largest object that may be written, and largest range that may be read, on the loop. */
 const SMALL = 256 * 1024;
 /** A call on the loop that takes longer than this (ms) sends the following ones to the pool. */
-const SLOW = 0.6;
-/** How long (ms) the pool is used after a slow call; doubled at every slow call in a row, up to a minute. */
-const PENALTY = 250;
-const PENALTY_MAX = 60_000;
+const SLOW = 0.8;
+/** How long (ms) the pool is used after a slow call; doubled while slow calls come soon again, halved by every 16 fast ones. */
+const PENALTY = 20;
+const PENALTY_MAX = 2000;
 /** Bytes a second that may be written from the loop: more, and the kernel throttles writers to the disk's speed inside write(2). */
 const LOOP_BYTES_PER_SECOND = 64 * 1024 * 1024;
 /** IOV_MAX */
@@ -49,6 +49,7 @@ interface Pace {
 function createPace(bytesPerSecond: number): Pace {
   let blockedUntil = 0;
   let penalty = PENALTY;
+  let fast = 0;
   let second = 0;
   let bytesInSecond = 0;
   return {
@@ -64,9 +65,10 @@ function createPace(bytesPerSecond: number): Pace {
     took(ms, bytes) {
       bytesInSecond += bytes;
       if (ms <= SLOW) {
-        if (penalty > PENALTY) penalty = Math.max(PENALTY, penalty * 0.99);
+        if (++fast % 16 === 0) penalty = Math.max(PENALTY, penalty / 2);
         return;
       }
+      fast = 0;
       blockedUntil = performance.now() + penalty;
       penalty = Math.min(PENALTY_MAX, penalty * 2);
     },
@@ -174,18 +176,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
         gets.took(performance.now() - begin, target.length);
       }
     }
-    const file = await fsp.open(path, 'r');
-    try {
-      let done = 0;
-      while (done < target.length) {
-        const { bytesRead } = await file.read(target, done, target.length - done, offset + done);
-        if (bytesRead === 0) break;
-        done += bytesRead;
-      }
-      return done;
-    } finally {
-      await file.close();
-    }
+    return await readInPool(path, offset, target);
   }
 
   return {
@@ -352,6 +343,32 @@ function readSync(fd: number, offset: number, target: Uint8Array): number {
     done += n;
   }
   return done;
+}
+
+/** Two hops to the pool (open, read) as long as one read brings all; nobody waits for close. */
+function readInPool(path: string, offset: number, target: Uint8Array): Promise<number> {
+  return new Promise((resolve, reject) => {
+    fs.open(path, 'r', (error, fd) => {
+      if (error) {
+        reject(error);
+        return;
+      }
+      let done = 0;
+      const end = (failure?: Error): void => {
+        fs.close(fd, () => {});
+        if (failure) reject(failure);
+        else resolve(done);
+      };
+      const more = (): void =>
+        fs.read(fd, target, done, target.length - done, offset + done, (failure, n) => {
+          if (failure) return end(failure);
+          done += n;
+          if (n === 0 || done === target.length) end();
+          else more();
+        });
+      more();
+    });
+  });
 }
 
 function fsync(path: string): Promise<void> {

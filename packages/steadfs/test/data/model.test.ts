@@ -296,6 +296,6 @@ describe('file data against a model', () => {
   ];
   for (const c of cases) {
     const seed = seedOf();
-    it(`${c.name} (seed ${seed})`, { timeout: 60_000 }, () => story(seed, Number(process.env.STEPS ?? 250), c));
+    it(`${c.name} (seed ${seed})`, { timeout: 60_000 }, () => story(seed, Number(process.env.STEPS ?? 120), c));
   }
 });

@@ -89,6 +89,6 @@ describe('registry of stores', () => {
     assert.ok(storeKinds().includes('file'));
     assert.equal(String(await openStore(format('File'))), 'file:///tmp/');
     await assert.rejects(openStore(format('ceph')), /no storage of type "ceph"/);
-    await assert.rejects(openStore(format('file', { Shards: 4 })), /4 buckets/);
+    await assert.rejects(openStore(format('file', { Shards: 4 })), /4 shards needs %d/);
   });
 });
