@@ -151,6 +151,7 @@ export interface DirStreamState {
  */
 export interface DirStream {
   read(cookie: number, limit: number, plus: boolean): MaybePromise<DirEntry[]>;
+  /** Drops what was read ahead; a further read shows the directory of now, cookies stay good. */
   close(): void;
 }
 

@@ -66,6 +66,8 @@ export class Core {
   notify: Notifier | undefined;
   /** Counts what may change attributes of any inode: attributes read before are not shown any more. */
   changes = 0;
+  /** Counts what may have taken a name away: what a listing was read before that may not be shown as an entry any more. */
+  removals = 0;
   #flushTimer: NodeJS.Timeout | undefined;
 
   constructor(parts: CoreParts) {
@@ -228,6 +230,7 @@ export class Core {
   /** A name is gone, and maybe the inode with it. */
   gone(removed: Removed): void {
     const { ino, attr, state } = removed;
+    this.removals++;
     this.changed(ino, attr);
     const inode = this.inodes.get(ino);
     if (state === 'sustained' && inode !== undefined) inode.removed = 'sustained';

@@ -21,6 +21,7 @@ export function dirMethods(core: Core): DirMethods {
 
   const listing: ListingContext = {
     changes: () => core.changes,
+    removals: () => core.removals,
     plusEntry(ino, attr) {
       if (attr.type === FileType.file) {
         const inode = inodes.get(ino);

@@ -36,6 +36,9 @@ export interface DirCursor {
   plus: boolean;
   /** Value of the mount's change count when they were read: older attributes are not shown. */
   changes: number;
+  /** When the engine's stream began to remember the names that it delivers: count of removals, and ms of the monotonic clock. */
+  removals: number;
+  since: number;
   /** How many to read at once. */
   batch: number;
   ended: boolean;
@@ -63,12 +66,25 @@ export function memoryState(): DirStreamState {
 }
 
 export function newCursor(stream: DirStream): DirCursor {
-  return { stream, entries: [], next: 0, at: 0, plus: false, changes: -1, batch: FEWEST * 2, ended: false };
+  return {
+    stream,
+    entries: [],
+    next: 0,
+    at: 0,
+    plus: false,
+    changes: -1,
+    removals: -1,
+    since: 0,
+    batch: FEWEST * 2,
+    ended: false,
+  };
 }
 
 export interface ListingContext {
   /** Counts what may change attributes of any inode. */
   changes(): number;
+  /** Counts what may have taken away a name. */
+  removals(): number;
   /** The reply for an entry whose attributes are known; undefined: they must not be shown (they may be older than what was written since). */
   plusEntry(ino: Ino, attr: Attr): EntryOut | undefined;
   /** The same with attributes of now; undefined when the inode is gone. */
@@ -151,9 +167,17 @@ function shownCookie(cookie: number): number | bigint {
   return Number.isSafeInteger(shown) ? shown : BigInt(cookie) + BigInt(ENGINE_COOKIES);
 }
 
+/** What another mount removes is noticed by age alone. */
+const NAMES_GOOD_MS = 500;
+
+function namesAreGood(cursor: DirCursor, ctx: ListingContext): boolean {
+  return cursor.removals === ctx.removals() && performance.now() - cursor.since < NAMES_GOOD_MS;
+}
+
 /** Puts the cursor behind `cookie`; what was read ahead is kept when it fits and is still good. */
 function seek(cursor: DirCursor, cookie: number, plus: boolean, ctx: ListingContext): void {
-  const usable = cookie !== 0 && (!plus || (cursor.plus && cursor.changes === ctx.changes()));
+  const usable =
+    cookie !== 0 && (!plus || (cursor.plus && cursor.changes === ctx.changes() && namesAreGood(cursor, ctx)));
   if (usable && cookie === cursor.at) return;
   if (usable) {
     const found = cursor.entries.findIndex(e => e.cookie === cookie);
@@ -173,6 +197,12 @@ function seek(cursor: DirCursor, cookie: number, plus: boolean, ctx: ListingCont
 
 function readMore(cursor: DirCursor, plus: boolean, ctx: ListingContext): MaybePromise<void> {
   const changes = ctx.changes();
+  // The kernel believes an entry with attributes, so it must not be given a name that was removed since the stream read it.
+  if (plus && !namesAreGood(cursor, ctx)) {
+    cursor.stream.close();
+    cursor.removals = ctx.removals();
+    cursor.since = performance.now();
+  }
   if (cursor.entries.length > 0) cursor.batch = Math.min(MOST, cursor.batch * 2);
   return then(cursor.stream.read(cursor.at, cursor.batch, plus), entries => {
     cursor.entries = entries;

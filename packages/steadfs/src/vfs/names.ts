@@ -233,6 +233,7 @@ export function nameMethods(core: Core): NameMethods {
         flags & (RENAME_NOREPLACE | RENAME_EXCHANGE),
         inodes.isOpen,
       );
+      core.removals++;
       core.touched();
       if (r.moved !== undefined) core.changed(r.moved.ino, r.moved.attr);
       if (r.exchanged !== undefined) core.changed(r.exchanged.ino, r.exchanged.attr);

@@ -180,7 +180,10 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
         core.format = format;
       },
       changed(ino, what) {
-        if (what === 'entries') return;
+        if (what === 'entries') {
+          core.removals++;
+          return;
+        }
         core.changes++;
         if (what === 'data') data.invalidate(ino);
       },

@@ -76,6 +76,7 @@ for (const wait of [false, true]) {
         let changes = 0;
         const ctx: ListingContext = {
           changes: () => changes,
+          removals: () => 0,
           plusEntry: ino => (random.chance(90) ? entryOut(ino) : undefined),
           freshEntry: ino => (wait ? Promise.resolve(entryOut(ino)) : entryOut(ino)),
         };
@@ -112,7 +113,7 @@ for (const wait of [false, true]) {
 test('seekdir to any earlier place, and what was read ahead is used', async () => {
   const dir = new Model();
   for (let i = 0; i < 500; i++) dir.add();
-  const ctx: ListingContext = { changes: () => 0, plusEntry: entryOut, freshEntry: entryOut };
+  const ctx: ListingContext = { changes: () => 0, removals: () => 0, plusEntry: entryOut, freshEntry: entryOut };
   const cursor = newCursor(dir.stream(false));
   const all: Dirent[] = [];
   for (let offset = 0; ; ) {
