@@ -24,6 +24,12 @@ export const command: Command = {
     { name: 'secret-key', type: 'string', help: 'secret key of the storage (or env SECRET_KEY)' },
     { name: 'session-token', type: 'string', help: 'session token of the storage (or env SESSION_TOKEN)' },
     { name: 'block-size', type: 'size', unit: 'K', default: '4M', help: 'size of blocks, 64K to 16M' },
+    {
+      name: 'shards',
+      type: 'int',
+      default: '0',
+      help: 'spread objects over this many buckets; %d in --bucket is their number',
+    },
     { name: 'capacity', type: 'size', unit: 'G', default: '0', help: 'limit of used space, 0 = none' },
     { name: 'inodes', type: 'int', default: '0', help: 'limit of the number of inodes, 0 = none' },
     { name: 'trash-days', type: 'int', default: '1', help: 'days that removed files are kept, 0 = not at all' },
@@ -128,6 +134,12 @@ function count(flags: Flags, name: string): number {
   return value;
 }
 
+function shards(flags: Flags): number {
+  const value = count(flags, 'shards');
+  if (value > 256) throw new Failure('--shards must be at most 256');
+  return value;
+}
+
 function created(name: string, flags: Flags): Format {
   const storage = checkStorage(flags.string('storage')!.toLowerCase());
   return {
@@ -139,6 +151,7 @@ function created(name: string, flags: Flags): Format {
     ...credentials(flags),
     BlockSize: fixBlockSize(flags.number('block-size')! / 1024),
     Compression: 'none',
+    Shards: shards(flags),
     Capacity: count(flags, 'capacity'),
     Inodes: count(flags, 'inodes'),
     EncryptAlgo: 'aes256gcm-rsa',
@@ -156,6 +169,7 @@ function changed(stored: Format, name: string, flags: Flags): Format {
   if (flags.given('storage')) format.Storage = checkStorage(flags.string('storage')!.toLowerCase());
   if (flags.given('bucket') || flags.given('storage')) format.Bucket = bucketOf(format.Storage, flags.string('bucket'));
   if (flags.given('block-size')) format.BlockSize = fixBlockSize(flags.number('block-size')! / 1024);
+  if (flags.given('shards')) format.Shards = shards(flags);
   if (flags.given('capacity')) format.Capacity = count(flags, 'capacity');
   if (flags.given('inodes')) format.Inodes = count(flags, 'inodes');
   if (flags.given('trash-days')) format.TrashDays = count(flags, 'trash-days');

@@ -136,7 +136,7 @@ test('volumes that this version cannot use', async () => {
     ['lz4.db', { Compression: 'lz4' }, /not built yet: compression \(lz4\)/],
     ['key.db', { EncryptKey: 'removed' }, /EncryptKey|encryption/],
     ['prefix.db', { HashPrefix: true }, /hash prefixes/],
-    ['shards.db', { Shards: 3 }, /3 shards/],
+    ['shards.db', { Shards: 3 }, /needs %d in its bucket/],
     [
       'tiers.db',
       { Tiers: { 0: { ID: 0, StorageClass: '', Tag: '' }, 1: { ID: 1, StorageClass: 'IA', Tag: '' } } },
@@ -175,6 +175,12 @@ test('stores', async () => {
   assert.equal(readFileSync(at('used/myvol/precious'), 'utf8'), 'data of somebody');
   writeFileSync(at('plain'), '');
   await refused(['format', url('y.db'), 'myvol', '--bucket', at('plain')], /plain/);
+  await refused(['format', url('y.db'), 'myvol', '--bucket', at('o4'), '--shards', '3'], /needs %d in its bucket/);
+  await refused(
+    ['format', url('y.db'), 'myvol', '--bucket', at('o4-%d'), '--shards', '300'],
+    /--shards must be at most 256/,
+  );
+  await refused(['format', url('y.db'), 'myvol', '--storage', 's3'], /--storage s3 needs a --bucket/);
   await refused(['format', url('y.db'), 'myvol', '--storage', 'floppy'], /no storage of type "floppy"/);
   await refused(['config', url('good.db'), '--bucket', at('plain')], /plain/);
 });
