@@ -920,7 +920,10 @@ class Server implements Session, Receiver {
     this.#starting = true;
     this.locked = this.device.pin();
     if (!this.locked) {
-      this.#log('warn', 'request memory cannot be locked (RLIMIT_MEMLOCK): a crash under memory pressure can lose a request');
+      this.#log(
+        'warn',
+        'request memory cannot be locked (RLIMIT_MEMLOCK): a crash under memory pressure can lose a request',
+      );
     }
     this.#dropTwin();
     if (!this.slots.adoptLanding() && this.slots.landedLength !== 0) {

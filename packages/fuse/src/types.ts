@@ -267,7 +267,15 @@ export interface FileSystem {
   link?(ctx: Context, nodeid: number, newParent: number, newName: Name): Reply<EntryOut>;
   /** killSuidgid: with O_TRUNC, take the set-id bits away. */
   open?(ctx: Context, nodeid: number, flags: number, killSuidgid: boolean): Reply<OpenOut>;
-  create?(ctx: Context, parent: number, name: Name, mode: number, umask: number, flags: number, killSuidgid: boolean): Reply<CreateOut>;
+  create?(
+    ctx: Context,
+    parent: number,
+    name: Name,
+    mode: number,
+    umask: number,
+    flags: number,
+    killSuidgid: boolean,
+  ): Reply<CreateOut>;
   tmpfile?(ctx: Context, parent: number, mode: number, umask: number, flags: number): Reply<CreateOut>;
   read?(ctx: Context, nodeid: number, read: ReadIn): Reply<ReadOut>;
   /** What `read` answered was sent: its memory is no longer looked at. Not called when that failed. */
@@ -275,7 +283,14 @@ export interface FileSystem {
   /** Answers the number of bytes written. */
   write?(ctx: Context, nodeid: number, write: WriteIn): Reply<number>;
   flush?(ctx: Context, nodeid: number, fh: number, lockOwner: bigint): Reply<void>;
-  release?(ctx: Context, nodeid: number, fh: number, flags: number, lockOwner: bigint, flockRelease: boolean): Reply<void>;
+  release?(
+    ctx: Context,
+    nodeid: number,
+    fh: number,
+    flags: number,
+    lockOwner: bigint,
+    flockRelease: boolean,
+  ): Reply<void>;
   fsync?(ctx: Context, nodeid: number, fh: number, datasync: boolean): Reply<void>;
   opendir?(ctx: Context, nodeid: number, flags: number): Reply<OpenOut>;
   readdir?(ctx: Context, nodeid: number, fh: number, offset: number, sink: DirentSink): Reply<void>;
@@ -294,8 +309,15 @@ export interface FileSystem {
   fallocate?(ctx: Context, nodeid: number, fh: number, offset: number, length: number, mode: number): Reply<void>;
   lseek?(ctx: Context, nodeid: number, fh: number, offset: number, whence: number): Reply<number>;
   copyFileRange?(
-    ctx: Context, nodeid: number, fh: number, offset: number,
-    outNodeid: number, outFh: number, outOffset: number, length: number, flags: number,
+    ctx: Context,
+    nodeid: number,
+    fh: number,
+    offset: number,
+    outNodeid: number,
+    outFh: number,
+    outOffset: number,
+    length: number,
+    flags: number,
   ): Reply<number>;
   ioctl?(ctx: Context, nodeid: number, ioctl: IoctlIn): Reply<{ result: number; output: Uint8Array }>;
   /** Ready events (EPOLL*) now. */
