@@ -1,6 +1,7 @@
 /** Real mounts of examples/notes.ts: kill -9 of everything, upgrades, refused upgrades. STEADFS_KILLS sets how many. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,7 +13,7 @@ import { mountState } from '../src/service.ts';
 import type { MountState, Replaced, Started } from '../src/service-types.ts';
 import * as sys from '../src/sys.ts';
 
-const KILLS = Number(process.env.STEADFS_KILLS ?? 15);
+const KILLS = Number(process.env.STEADFS_KILLS ?? 8);
 const skip = existsSync('/dev/fuse') && sys.geteuid() === 0 ? false : 'needs root and /dev/fuse';
 const notes = new URL('../examples/notes.ts', import.meta.url).pathname;
 const load = new URL('./helpers/load.ts', import.meta.url).pathname;
@@ -91,19 +92,16 @@ function startLoad(dir: string, id: string): Load {
   child.stdout.setEncoding('utf8').on('data', (t: string) => {
     out += t;
   });
+  const closed = once(child, 'close');
   return {
-    end: () =>
-      new Promise((resolve, reject) => {
-        const timer = setTimeout(() => {
-          child.kill('SIGKILL');
-          reject(new Error(`load ${id} hangs`));
-        }, 20_000);
-        child.on('close', () => {
-          clearTimeout(timer);
-          resolve(JSON.parse(out) as Awaited<ReturnType<Load['end']>>);
-        });
-        child.stdin.end();
-      }),
+    async end() {
+      child.stdin.end();
+      const timer = setTimeout(() => child.kill('SIGKILL'), 20_000);
+      await closed;
+      clearTimeout(timer);
+      assert.notEqual(out, '', `load ${id} hangs`);
+      return JSON.parse(out) as Awaited<ReturnType<Load['end']>>;
+    },
   };
 }
 
