@@ -910,7 +910,8 @@ export function createWriter(options: WriterOptions): Writer {
           else remember(file.ino, keysOf(slice));
         }
         recovered();
-        finish(slice, true);
+        // What was written as a stream is seldom read back from here, and fresh memory is dear: most of it makes room at once.
+        finish(slice, slice.size < bs || cache.bytes < memory.ceiling / 8);
         options.committed(file.ino, chunk.index, result);
         next(file, chunk);
       },

@@ -149,14 +149,11 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
 
   async function putInPool(path: string, pieces: readonly Uint8Array[]): Promise<void> {
     const temporary = temporaryOf(path);
-    const file = await fsp.open(temporary, 'wx', 0o666);
+    await writeInPool(temporary, pieces);
     try {
-      try {
-        await writeAll(file, pieces);
-      } finally {
-        await file.close();
-      }
-      await fsp.rename(temporary, path);
+      await new Promise<void>((resolve, reject) =>
+        fs.rename(temporary, path, error => (error ? reject(error) : resolve())),
+      );
     } catch (error) {
       await fsp.rm(temporary, { force: true });
       throw error;
@@ -320,11 +317,43 @@ function writeSync(fd: number, pieces: readonly Uint8Array[]): void {
   }
 }
 
-async function writeAll(file: fsp.FileHandle, pieces: readonly Uint8Array[]): Promise<void> {
-  for (let at = 0; at < pieces.length; at += IOV_MAX) {
-    let part = pieces.slice(at, at + IOV_MAX);
-    while (part.length > 0) part = rest(part, (await file.writev(part)).bytesWritten);
-  }
+/** A new file; it is removed when it cannot be written whole. Close is waited for: network file systems tell a full disk there. */
+function writeInPool(path: string, pieces: readonly Uint8Array[]): Promise<void> {
+  return new Promise((resolve, reject) => {
+    fs.open(path, 'wx', 0o666, (error, fd) => {
+      if (error) {
+        reject(error);
+        return;
+      }
+      const end = (failure: Error | null): void =>
+        fs.close(fd, closing => {
+          const why = failure ?? closing;
+          if (!why) resolve();
+          else fs.rm(path, { force: true }, () => reject(why));
+        });
+      let at = 0;
+      let part: readonly Uint8Array[] = [];
+      const more = (): void => {
+        if (part.length === 0) {
+          if (at >= pieces.length) {
+            end(null);
+            return;
+          }
+          part = pieces.slice(at, at + IOV_MAX);
+          at += IOV_MAX;
+        }
+        fs.writev(fd, part, (failure, written) => {
+          if (failure) {
+            end(failure);
+            return;
+          }
+          part = rest(part, written);
+          more();
+        });
+      };
+      more();
+    });
+  });
 }
 
 /** What is left of the pieces after `written` bytes. */
