@@ -99,7 +99,7 @@ export interface Takeover {
   /** Version that served before. */
   from?: string;
   to: string;
-  /** From the death of the old process (crash: from the start of the new one) until the new one serves, milliseconds. */
+  /** Milliseconds until the new process serves: from the moment the old one is asked to stop reading (upgrade), else from the start of the new process. */
   pause: number;
   /** What `serving()` was told: counts by name (open files, requests answered anew, …). */
   carriedOver: Record<string, number>;
