@@ -32,7 +32,7 @@ export class AccessLog {
 
   /** `seconds` is what the operation took; `errno` 0 for success, with the text of the error else. */
   add(ctx: Context, what: string, result: string, error: string | undefined, seconds: number): void {
-    const line = `${timestamp(new Date(), performance.now())} [uid:${ctx.uid},gid:${ctx.gid},pid:${ctx.pid}] ${what}: ${result}${error ?? 'OK'} <${seconds.toFixed(6)}>\n`;
+    const line = `${timestamp(performance.timeOrigin + performance.now())} [uid:${ctx.uid},gid:${ctx.gid},pid:${ctx.pid}] ${what}: ${result}${error ?? 'OK'} <${seconds.toFixed(6)}>\n`;
     for (const reader of this.#readers.values()) {
       if (reader.lines.length < QUEUE_LINES) reader.lines.push(line);
       reader.wake?.();
@@ -72,11 +72,12 @@ export class AccessLog {
   }
 }
 
-/** `YYYY.MM.DD hh:mm:ss.uuuuuu`, local time. */
-export function timestamp(d: Date, nowMs: number): string {
+/** `YYYY.MM.DD hh:mm:ss.uuuuuu`, local time, of milliseconds since 1970. */
+export function timestamp(ms: number): string {
+  const d = new Date(Math.floor(ms));
   const two = (n: number) => String(n).padStart(2, '0');
-  const micros = d.getMilliseconds() * 1000 + Math.floor((nowMs * 1000) % 1000);
-  return `${d.getFullYear()}.${two(d.getMonth() + 1)}.${two(d.getDate())} ${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}.${String(micros).padStart(6, '0')}`;
+  const micros = String(Math.floor((ms % 1000) * 1000)).padStart(6, '0');
+  return `${d.getFullYear()}.${two(d.getMonth() + 1)}.${two(d.getDate())} ${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}.${micros}`;
 }
 
 /** A name as it stands in the log: as it is when it holds nothing odd, else quoted. */

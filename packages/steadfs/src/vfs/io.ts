@@ -28,7 +28,7 @@ const SUID_SGID = 0o6000;
 const COPY_MAX = 2 ** 32 - 64 * 1024 * 1024;
 
 /** Numbers of the further mutations of one request (see step()). */
-const RELEASE_STEP = 9;
+const RELEASE_STEP = 1;
 
 type IoMethods = Pick<
   FileSystem,

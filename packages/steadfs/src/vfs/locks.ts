@@ -19,6 +19,8 @@ import { step } from './counters.ts';
 const POSIX = 1;
 const FLOCK = 2;
 const SIZE = 32;
+/** Step 1 of a RELEASE tells the engine of the last close (io.ts). */
+const FIRST_STEP = 2;
 
 interface Owner {
   readonly record: number;
@@ -177,11 +179,15 @@ export class Locks {
   }
 
   async #release(op: Op, ino: Ino, fh: number, list: Owner[]): Promise<void> {
-    for (const [i, o] of list.entries()) {
-      const own = step(op, i + 1);
-      if (o.kind === FLOCK) await this.#engine.flock(own, ino, o.owner, 'U');
-      else await this.#engine.setlk(own, ino, o.owner, WHOLE);
-    }
+    // All at once: who asks for the lock right after close(2) must not come in between.
+    await Promise.all(
+      list.map((o, i) => {
+        const own = step(op, FIRST_STEP + i);
+        return o.kind === FLOCK
+          ? this.#engine.flock(own, ino, o.owner, 'U')
+          : this.#engine.setlk(own, ino, o.owner, WHOLE);
+      }),
+    );
     this.#remove(ino, o => o.fh === fh);
   }
 }
