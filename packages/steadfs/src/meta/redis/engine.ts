@@ -103,6 +103,8 @@ const PING_MS = 1000;
 /** Whole chunks that one script covers with holes, or looks for. */
 const CHUNKS_PER_STEP = 1000;
 const LOOKS_PER_SCRIPT = 5000;
+/** Entries of the delayed list, each of up to 1000 slices, that one call takes. */
+const DELAYED_PER_CALL = 50;
 /** Beyond this range existing chunks are found by a scan of the key space. */
 const SCAN_FROM = 200_000;
 
@@ -1438,6 +1440,7 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
       if (set.flags !== undefined) mask |= 32768;
       if (set.killSuidgid) mask |= 65536;
       if (set.byHandle) mask |= 131072;
+      if (set.inUse) mask |= 262144;
       b.writeUInt32BE(mask, 0);
       b.writeUInt16BE((set.mode ?? 0) & 0o7777, 4);
       b.writeUInt32BE(set.uid ?? 0, 6);
@@ -1684,7 +1687,8 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
       }
       return out;
     },
-    async expireDelayedSlices(op, before, limit) {
+    async expireDelayedSlices(op, before, most) {
+      const limit = Math.min(most, DELAYED_PER_CALL);
       const fields: Buffer[] = [];
       let more = false;
       for await (const [field] of hashFields('delSlices')) {
@@ -1697,8 +1701,8 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
         fields.push(field);
       }
       const dead: DeadSlice[] = [];
-      for (let i = 0; i < fields.length; i += 100) {
-        const part = fields.slice(i, i + 100);
+      for (let i = 0; i < fields.length; i += 5) {
+        const part = fields.slice(i, i + 5);
         dead.push(
           ...(await mutate(S.expireDelayed, op, { keys: [], args: [before, ...part], unrecorded: true }, main =>
             decodeDead(Buffer.from(main)),
@@ -1714,7 +1718,9 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
       }
     },
     async claimDuty(name, period) {
-      return asNumber(await run(S.claimDuty, [key(name)], [name, period])) === 1;
+      return (
+        asNumber(await run(S.claimDuty, [key(name)], [name, period, logStamp(), session?.identity.sid ?? 0])) === 1
+      );
     },
 
     async cloneNode(op, cred, source, parent, name, { preserve, umask }) {

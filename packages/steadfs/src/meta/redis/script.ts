@@ -17,11 +17,33 @@ export interface Script {
   sha: string;
 }
 
+/**
+ * Leaves out what nothing refers to: making closures that are not called is most of what a script would cost. Units are the statements at the
+ * beginning of a line: `local function x`, `local x,y=…`; everything else belongs to the unit before it. Other statements are always kept.
+ */
+function prune(source: string): string {
+  const units: { text: string; names: string[] }[] = [];
+  for (const line of source.split('\n')) {
+    const m = /^local (?:function (\w+)|([\w,]+)=|([\w,]+)$)/.exec(line);
+    if (m !== null) units.push({ text: line, names: (m[1] ?? m[2] ?? m[3])!.split(',') });
+    else if (units.length === 0 || (/^\w/.test(line) && line !== 'end')) units.push({ text: line, names: [] });
+    else units.at(-1)!.text += `\n${line}`;
+  }
+  const wanted = new Set<string>();
+  const kept: string[] = [];
+  // A local can only be used by what comes after it.
+  for (const { text, names } of units.toReversed()) {
+    if (names.length > 0 && !names.some(n => wanted.has(n))) continue;
+    for (const word of text.matchAll(/[A-Za-z_]\w*/g)) wanted.add(word[0]);
+    kept.unshift(text);
+  }
+  return kept.join('\n');
+}
+
 function script(prefix: string, ...parts: string[]): Script {
-  const source = [`local P='${prefix}'`, ...parts]
-    .join('\n')
+  const whole = [`local P='${prefix}'`, ...parts].join('\n').replace(/^\s*--.*\n/gm, '');
+  const source = prune(whole)
     .replace(/^[ \t]+/gm, '')
-    .replace(/^--.*\n/gm, '')
     .replace(/\n{2,}/g, '\n');
   return { source, sha: createHash('sha1').update(source).digest('hex') };
 }

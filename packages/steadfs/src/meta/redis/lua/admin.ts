@@ -80,12 +80,13 @@ log(ARGV[2],'CLEANSESSION('..ARGV[1]..')','0')
 return 1
 `;
 
-/** ARGV: counter, period in seconds. Answers 1 when the stored time was old enough; it is now then. */
-export const claimDuty = `
+/** ARGV: counter, period in seconds, time stamp or "", sid. Answers 1 when the stored time was old enough; it is now then. */
+export const claimDuty = `${logSession}
 local now=tonumber(call('TIME')[1])
 local old=tonumber(call('GET',P..ARGV[1]) or '0')
 if old>now-0.9*tonumber(ARGV[2]) then return 0 end
 call('SET',P..ARGV[1],F(now))
+log(ARGV[3],'SET('..ARGV[1]..','..F(now)..')',ARGV[4])
 return 1
 `;
 

@@ -16,7 +16,7 @@ end
 /**
  * KEYS: i{ino}. ARGV: inode b, `mask u32 mode u16 uid u32 gid u32 size 8 atime 12 mtime 12 flags u8 tier u8`, length that was covered.
  * mask: 1 mode, 2 uid, 4 gid, 8 size, 16 atime, 32 mtime, 128 atime now, 256 mtime now, 1024 tier, 32768 flags; ours: 65536 kill suid and
- * sgid, 131072 by handle. Result: entry.
+ * sgid, 131072 by handle, 262144 in use. Result: entry.
  */
 export const setattr = `
 local function body()
@@ -27,7 +27,7 @@ local function body()
   local a=node(d)
   if not a then fail(2) end
   local byh=has(131072)
-  if isHour(a.p) and not byh then fail(1) end
+  if isHour(a.p) and not byh and not has(262144) then fail(1) end
   local seta,setm=has(16+128),has(32+256)
   if has(8) then
     if a.t==2 then fail(21) end
@@ -51,14 +51,17 @@ local function body()
   end
   if has(32768) and not isowner(a) then fail(1) end
   local old=a
-  a={} for k,v in pairs(old) do a[k]=v end
+  a=copy(old)
   local changed=false
   local g
-  if has(8) and size~=old.l then
-    steps(old,size,A[7])
-    g=grow(d,old,size)
-    a.l=size a.mt=NOW changed=true
-  end
+  if has(8) then
+    if size~=old.l then
+      steps(old,size,A[7])
+      g=grow(d,old,size)
+      a.l=size
+    end
+    a.mt=NOW changed=true
+  elseif band(mask,34231)==0 and not byh then changed=true end
   if has(65536) and a.t~=2 and a.m~=nosuid(a.m) then a.m=nosuid(a.m) changed=true end
   mode=band(mode,4095)
   local move=false
@@ -141,7 +144,7 @@ local function body()
   if a.t~=1 or band(a.f,1)~=0 then fail(1) end
   if band(a.f,2)~=0 and band(mode,bnot(1))~=0 then fail(1) end
   access(a,2)
-  local old={} for k,v in pairs(a) do old[k]=v end
+  local old=copy(a)
   local from,to,len=num(off),num(stop),num(a.l)
   local g
   if band(mode,1)==0 and to>len then g=grow(d,old,stop) a.l=stop end
@@ -160,7 +163,8 @@ local function body()
     end
   end
   if g then account(old,stop,g) end
-  a.m=nosuid(a.m) a.mt=NOW a.ct=NOW
+  a.mt=NOW a.ct=NOW
+  if UID~=0 then a.m=nosuid(a.m) end
   put(d,a)
   log('FALLOCATE',nil,d,D(off),F(num(stop)-from),F(mode))
   return E(b,d,a)
@@ -187,11 +191,10 @@ local function body()
   local a=node(d)
   if not a then fail(2) end
   checkx(a,A[6])
-  if A[8]~='0' then
-    local has=call('HEXISTS',P..'x'..d,A[6])==1
-    if A[8]=='1' and has then fail(17) end
-    if A[8]=='2' and not has then fail(61) end
-  end
+  local old=call('HGET',P..'x'..d,A[6])
+  if A[8]=='1' and old then fail(17) end
+  if A[8]=='2' and not old then fail(61) end
+  if old==A[7] then return E(A[5],d,a) end
   call('HSET',P..'x'..d,A[6],A[7])
   a.ct=NOW
   put(d,a)

@@ -37,14 +37,14 @@ local function isHour(b) local h,l=sunpack('>I4I4',b) return h==2147483647 and l
 local function dec(s)
   local n=#s
   if n<71 then s=string.sub(s,1,63)..Z8 end
-  local a={}
-  a.f,a.tm,a.u,a.g,a.at,a.mt,a.ct,a.n,a.l,a.r,a.p=sunpack('>BI2I4I4c12c12c12I4c8I4c8',s)
-  a.t=floor(a.tm/4096) a.m=a.tm%4096
-  a.aa=0 a.da=0 a.ti=0
-  if n>=79 then a.aa,a.da=sunpack('>I4I4',s,72) a.ti=string.byte(s,80) or 0
-  elseif n>=72 then a.ti=string.byte(s,72) end
-  return a
+  local f,tm,u,g,at,mt,ct,nl,l,r,p=sunpack('>BI2I4I4c12c12c12I4c8I4c8',s)
+  local aa,da,ti=0,0,0
+  if n>=79 then aa,da=sunpack('>I4I4',s,72) ti=string.byte(s,80) or 0
+  elseif n>=72 then ti=string.byte(s,72) end
+  local t=floor(tm/4096)
+  return {f=f,t=t,m=tm-t*4096,u=u,g=g,at=at,mt=mt,ct=ct,n=nl,l=l,r=r,p=p,aa=aa,da=da,ti=ti}
 end
+local function copy(a) return {f=a.f,t=a.t,m=a.m,u=a.u,g=a.g,at=a.at,mt=a.mt,ct=a.ct,n=a.n,l=a.l,r=a.r,p=a.p,aa=a.aa,da=a.da,ti=a.ti} end
 local function enc(a)
   local s=spack('>BI2I4I4c12c12c12I4c8I4c8',a.f,a.t*4096+a.m,a.u,a.g,a.at,a.mt,a.ct,a.n,a.l,a.r,a.p)
   if a.aa~=0 or a.da~=0 then s=s..spack('>I4I4',a.aa,a.da) end
@@ -359,7 +359,8 @@ local function opentrunc(d,a,flags,done)
     cover(d,a,Z8,done)
     account(a,Z8,g)
   end
-  a.l=Z8 a.m=nosuid(a.m) a.mt=NOW a.ct=NOW
+  a.l=Z8 a.mt=NOW a.ct=NOW
+  if UID~=0 then a.m=nosuid(a.m) end
   put(d,a)
   log('TRUNCATE',nil,d,D(old),'0','0')
 end
@@ -409,7 +410,6 @@ local function destroy(d,a,data)
   if a.p==Z8 then call('DEL',P..'p'..d) end
   ainode(a,-1)
 end
-local function copy(a) local c={} for k,v in pairs(a) do c[k]=v end return c end
 -- plan: everything that is read, so that unlinked() only writes. isopen: '1', '0', or '' when the caller must be asked.
 local function planlink(d,b,a,w,expect,isopen)
   local plan={w=w}

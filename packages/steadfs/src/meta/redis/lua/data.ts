@@ -5,6 +5,11 @@
  * entry.
  */
 export const write = `
+local function isafter(x,y)
+  local s,n=sunpack('>i8I4',x)
+  local s2,n2=sunpack('>i8I4',y)
+  return s>s2 or (s==s2 and n>n2)
+end
 local function body()
   local b=A[5]
   local d=D(b)
@@ -13,7 +18,7 @@ local function body()
   if a.t~=1 then fail(1) end
   local g
   local old=a
-  a={} for k,v in pairs(old) do a[k]=v end
+  a=copy(old)
   if num(A[8])>num(old.l) then g=grow(d,old,A[8]) a.l=A[8] end
   -- writes
   if g then account(old,A[8],g) end
@@ -34,7 +39,16 @@ local function body()
   end
   for f,k in pairs(refs) do if k>1 then call('HINCRBY',P..'sliceRef',f,k-1) end end
   if A[10]~='' then a.m=nosuid(a.m) end
-  a.mt=A[9] a.ct=NOW
+  -- ctime is that of the write, which programs have seen since, not the commit's; later changes of attributes stay.
+  if isafter(A[9],old.ct) and not isafter(A[9],NOW) then a.ct=A[9]
+  elseif A[9]==old.mt and a.l==old.l then
+    -- Other clients tell by mtime, ctime and length whether what they cached is still good.
+    local s,n=sunpack('>i8I4',old.ct)
+    n=n+1
+    if n>=1000000000 then n=0 s=s+1 end
+    a.ct=spack('>i8I4',s,n)
+  end
+  a.mt=A[9]
   put(d,a)
   return spack('>d',n)..E(b,d,a)
 end
@@ -126,7 +140,7 @@ local function body()
     left=left-(to-from)
   end
   local old=ta
-  ta={} for k,v in pairs(old) do ta[k]=v end
+  ta=copy(old)
   local g
   local stop=toff+done
   if stop>num(old.l) then ta.l=L8(stop) g=grow(td,old,ta.l) end
@@ -137,7 +151,8 @@ local function body()
     local id=x[3] and string.sub(x[3],5,12)
     if id and id~=Z8 then call('HINCRBY',P..'sliceRef','k'..D(id)..'_'..F(sunpack('>I4',x[3],13)),1) end
   end
-  ta.m=nosuid(ta.m) ta.mt=NOW ta.ct=NOW
+  ta.mt=NOW ta.ct=NOW
+  if UID~=0 then ta.m=nosuid(ta.m) end
   put(td,ta)
   log('COPYFILERANGE',D(ta.l),sd,F(off),td,F(toff),F(done))
   return spack('>d',done)..E(A[7],td,ta)
