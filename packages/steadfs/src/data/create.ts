@@ -44,6 +44,8 @@ export interface FileDataOptions {
   /** ms without use after which a cached block is dropped. */
   cacheIdle?: number;
   warn?(message: string): void;
+  /** The session is a new one in an adopted capsule: what was committed before is not known by op records (see writer.ts). */
+  outcomesUnknown?: boolean;
   /** Attributes as a slice commit stored them. */
   committed?(ino: Ino, attr: Attr): void;
 }
@@ -88,6 +90,7 @@ export function createFileData(options: FileDataOptions): FileData {
     lists,
     layout,
     warn,
+    outcomesUnknown: options.outcomesUnknown ?? false,
     syncObjects: keys => store.sync(keys),
     syncStore: async () => store.syncAll?.(),
     deleteObject: key => store.delete(key),

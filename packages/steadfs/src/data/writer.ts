@@ -140,6 +140,11 @@ export interface WriterOptions {
   warn(message: string): void;
   /** After a commit: attributes as stored, and the raw records that the chunk has now. */
   committed(ino: Ino, index: number, result: WriteResult): void;
+  /**
+   * The session's op records are lost (it was cleaned up while nobody served): a replayed commit cannot be recognised by them, so recovery looks for the slice in the
+   * chunk first.
+   */
+  outcomesUnknown: boolean;
   /** True when the chunk has so many records that the next commit has to wait for a compaction. */
   compactFirst(ino: Ino, index: number): Promise<void> | undefined;
 }
@@ -1233,6 +1238,7 @@ export function createWriter(options: WriterOptions): Writer {
         if ((error as Errno).errno !== ENOENT.errno) failing(text(error));
       }
     }
+    if (options.outcomesUnknown) await forgetCommitted();
     for (const file of [...files.values()])
       for (const chunk of [...file.chunks.values()]) {
         for (const slice of chunk.slices)
@@ -1241,6 +1247,24 @@ export function createWriter(options: WriterOptions): Writer {
       }
     if (openChunks.size > 0) arm(IDLE);
     pump();
+  }
+
+  /**
+   * Slices whose commit may have happened: those that the chunk has are done. The others are stored again whole, for another client may have compacted them away and
+   * deleted their objects.
+   */
+  async function forgetCommitted(): Promise<void> {
+    for (const file of [...files.values()])
+      for (const chunk of [...file.chunks.values()])
+        for (const slice of [...chunk.slices]) {
+          if (!slice.complete || slice.done.size < blockCount(layout, slice.size)) continue;
+          const records = await meta.readChunk(file.ino, chunk.index);
+          if (records.some(r => r.id === slice.id)) finish(slice, false);
+          else {
+            slice.done.clear();
+            journal.clearBlocksDone(slice.rec);
+          }
+        }
   }
 
   const writer: Writer = {

@@ -8,7 +8,7 @@ import type { FileData, Waiting } from '../../src/data/file-data.ts';
 import { CHUNK_SIZE } from '../../src/format/slice.ts';
 import type { MetaEngine } from '../../src/meta/engine.ts';
 import { type ObjectStore, StoreError } from '../../src/object/store.ts';
-import { fails, root } from '../meta/contract.ts';
+import { fails, root, session } from '../meta/contract.ts';
 import { MIB, makeVolume, patient, take, type Volume, type VolumeOptions, writeData } from './harness.ts';
 
 const pause = (ms: number): Promise<void> => new Promise(go => setTimeout(go, ms));
@@ -328,6 +328,41 @@ describe('file data under faults', { timeout: 60_000 }, () => {
         { pos: 0, id: 1, size: 5 * MIB, off: 0, len: 5 * MIB },
       ]);
       await s.data.shutdown();
+    }));
+
+  it('a session that was cleaned up: what was committed is found by its slice, the rest is stored again', () =>
+    withVolume(async v => {
+      let swallow = true;
+      let carryOut = true;
+      const engine = Object.assign(Object.create(v.engine) as MetaEngine, {
+        async write(...args: Parameters<MetaEngine['write']>) {
+          const result = carryOut ? await v.engine.write(...args) : undefined;
+          return swallow || result === undefined ? new Promise<never>(() => {}) : result;
+        },
+      });
+      const s = v.start({ meta: engine });
+      const inos = [await v.newFile('done'), await v.newFile('not')];
+      const bytes = randomBytes(200_000);
+      await put(v, s, inos[0]!, 0, bytes);
+      void s.data.flush(inos[0]!);
+      await pause(50);
+      carryOut = false;
+      await put(v, s, inos[1]!, 0, bytes);
+      void s.data.flush(inos[1]!);
+      await pause(50);
+      await s.data.shutdown();
+      await v.engine.newSession(session);
+      swallow = false;
+      carryOut = true;
+      const t = v.start({ meta: engine, outcomesUnknown: true });
+      await t.data.recover();
+      await t.data.flushAll();
+      for (const ino of inos) {
+        assert.equal((await v.engine.readChunk(ino, 0)).length, 1);
+        assert.deepEqual(await readAll(t.data, ino, bytes.length), bytes);
+      }
+      assert.equal(t.data.stats().dirty, 0);
+      await t.data.shutdown();
     }));
 
   it('random small writes over a large file are packed: few objects, references count records', () =>
