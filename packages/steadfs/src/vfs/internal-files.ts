@@ -44,7 +44,7 @@ export function readInternal(
     case CONFIG_INO:
       return text(core, handle).subarray(offset, offset + size);
     case ACCESSLOG_INO:
-      return core.accessLog.read(handle.fh, size, ctx.interrupt.promise);
+      return core.accessLog.read(handle.fh, size, ctx);
     case CONTROL_INO:
       return core.control.read(handle.fh, offset, size);
     default:

@@ -3,7 +3,7 @@ import type { AttrOut, Context, FileSystem, OpenOut, SetattrIn } from '@steadfs/
 import { EACCES, EBADF, EFBIG, EINVAL, EISDIR, ENOENT, ENXIO, EOPNOTSUPP, EPERM } from '@steadfs/fuse/errno';
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, TRASH } from '../format/ino.ts';
-import type { AttrSet } from '../meta/engine.ts';
+import type { AttrSet, Op } from '../meta/engine.ts';
 import {
   FALLOC_KEEP_SIZE,
   FALLOC_PUNCH_HOLE,
@@ -106,11 +106,21 @@ export function ioMethods(core: Core): IoMethods {
     );
   }
 
-  /** Everything that changes a file's data or length from outside the writer. Nothing of the range is pending while `work` runs. */
-  async function frozen<T>(ino: Ino, offset: number, length: number, work: () => Promise<T>): Promise<T> {
+  /**
+   * Everything that changes a file's data or length from outside the writer. Nothing of the range is pending while `work` runs. What is
+   * pending is uploaded first, which may take long: the request gives its slot away meanwhile, and has another Op then.
+   */
+  async function frozen<T>(
+    ctx: Context,
+    ino: Ino,
+    offset: number,
+    length: number,
+    work: (op: Op) => Promise<T>,
+  ): Promise<T> {
+    if (data.pending(ino) !== undefined) ctx.park();
     const freeze = await data.freeze(ino, offset, length);
     try {
-      return await work();
+      return await work(await ctx.unpark());
     } finally {
       freeze.done();
     }
@@ -157,9 +167,8 @@ export function ioMethods(core: Core): IoMethods {
       if (set.size > MAX_LENGTH) throw EFBIG;
       const size = set.size;
       wanted.size = size;
-      const attr = await frozen(ino, Math.min(size, inodes.get(ino)?.attr?.length ?? 0), MAX_LENGTH, () =>
-        engine.setattr(ctx.op, cred, ino, wanted),
-      );
+      const from = Math.min(size, inodes.get(ino)?.attr?.length ?? 0);
+      const attr = await frozen(ctx, ino, from, MAX_LENGTH, op => engine.setattr(op, cred, ino, wanted));
       resized(ino, attr, size, MAX_LENGTH);
       return core.attrOut(ino, attr);
     }
@@ -226,9 +235,11 @@ export function ioMethods(core: Core): IoMethods {
   async function truncatingOpen(ctx: Context, inode: OpenInode, flags: number, kill: boolean): Promise<OpenOut> {
     const { ino } = inode;
     const cred = core.cred(ctx);
-    let attr = await frozen(ino, 0, MAX_LENGTH, async () => await engine.open(ctx.op, cred, ino, flags));
-    if (kill && (attr.mode & SUID_SGID) !== 0)
-      attr = await engine.setattr(step(ctx.op, 1), cred, ino, { killSuidgid: true, byHandle: true });
+    const attr = await frozen(ctx, ino, 0, MAX_LENGTH, async op => {
+      const truncated = await engine.open(op, cred, ino, flags);
+      if (!kill || (truncated.mode & SUID_SGID) === 0) return truncated;
+      return await engine.setattr(step(op, 1), cred, ino, { killSuidgid: true, byHandle: true });
+    });
     resized(ino, attr, 0, MAX_LENGTH);
     inode.attr = attr;
     inode.removed ??= attr.nlink === 0;
@@ -280,11 +291,13 @@ export function ioMethods(core: Core): IoMethods {
     const handle = handleOf(fh);
     const { inode } = handle;
     if (inode === undefined) return;
-    const unlock = () => core.locks.flush(ctx.op, inode.ino, lockOwner);
     const nothing = !inode.dirty && data.pending(inode.ino) === undefined;
-    if (!writes(handle.flags) || nothing || inode.removed === 'sustained') return unlock();
+    if (!writes(handle.flags) || nothing || inode.removed === 'sustained')
+      return core.locks.flush(ctx.op, inode.ino, lockOwner);
     // Locks go whatever becomes of the data, but not before it: who gets the lock next must see it.
-    return flushData(ctx, inode).finally(unlock);
+    return flushData(ctx, inode).finally(async () => {
+      if (core.locks.mayHold(inode.ino, lockOwner)) await core.locks.flush(await ctx.unpark(), inode.ino, lockOwner);
+    });
   }
 
   async function closeFile(ctx: Context, handle: Handle, inode: OpenInode): Promise<void> {
@@ -446,8 +459,8 @@ export function ioMethods(core: Core): IoMethods {
       if (offset + length > MAX_LENGTH) throw EFBIG;
       core.mayWrite();
       const { ino } = inode;
-      const attr = await frozen(ino, offset, length, () =>
-        engine.fallocate(ctx.op, core.cred(ctx), ino, offset, length, mode),
+      const attr = await frozen(ctx, ino, offset, length, op =>
+        engine.fallocate(op, core.cred(ctx), ino, offset, length, mode),
       );
       resized(ino, attr, offset, length);
     },
@@ -474,16 +487,15 @@ export function ioMethods(core: Core): IoMethods {
       if (wanted <= 0) return 0;
       if (outOffset + wanted > MAX_LENGTH) throw EFBIG;
       if (from === to && offset < outOffset + wanted && outOffset < offset + wanted) throw EINVAL;
-      const copy = () => engine.copyFileRange(ctx.op, core.cred(ctx), from.ino, offset, to.ino, outOffset, wanted);
+      const copy = (op: Op) => engine.copyFileRange(op, core.cred(ctx), from.ino, offset, to.ino, outOffset, wanted);
       // Always the smaller inode first: two copies in opposite directions must not wait for each other.
-      const outer = () => frozen(to.ino, outOffset, wanted, copy);
       const low = Math.min(offset, outOffset);
       const r =
         from === to
-          ? await frozen(to.ino, low, Math.max(offset, outOffset) + wanted - low, copy)
+          ? await frozen(ctx, to.ino, low, Math.max(offset, outOffset) + wanted - low, copy)
           : from.ino < to.ino
-            ? await frozen(from.ino, offset, wanted, outer)
-            : await frozen(to.ino, outOffset, wanted, () => frozen(from.ino, offset, wanted, copy));
+            ? await frozen(ctx, from.ino, offset, wanted, () => frozen(ctx, to.ino, outOffset, wanted, copy))
+            : await frozen(ctx, to.ino, outOffset, wanted, () => frozen(ctx, from.ino, offset, wanted, copy));
       resized(to.ino, r.attr, outOffset, r.copied);
       return r.copied;
     },

@@ -162,10 +162,14 @@ export class Locks {
     return true;
   }
 
+  /** Whether close(2) by the owner has something to unlock. */
+  mayHold(ino: Ino, owner: bigint): boolean {
+    return this.#holds(ino, POSIX, owner);
+  }
+
   /** close(2) of a descriptor: the process loses its fcntl locks on the file. Answers at once when it has none. */
   flush(op: Op, ino: Ino, owner: bigint): Promise<void> | undefined {
-    const list = this.#owners.get(ino);
-    if (list === undefined || !list.some(o => o.kind === POSIX && o.owner === owner)) return undefined;
+    if (!this.#holds(ino, POSIX, owner)) return undefined;
     return this.#engine.setlk(op, ino, owner, WHOLE).then(() => {
       this.#remove(ino, o => o.kind === POSIX && o.owner === owner);
     });
