@@ -32,7 +32,7 @@ const TAKE_FROM = 16 * 1024;
 const RUN_MAX = 1024 * 1024;
 /** Records of one packed slice at most. */
 const RECORDS_PER_SLICE = 1000;
-/** ms without a write, and since the first, after which a chunk's open data is flushed. */
+/** ms without a write to the file, and since the chunk's first, after which open data is flushed. */
 const IDLE = 1000;
 const AGE = 15_000;
 /** Failures in a row after which a flush is told, by the kind of failure; the data stays and the tries go on. Others are waited for. */
@@ -105,7 +105,6 @@ interface Chunk {
   /** With this many open bytes the next search for whole blocks is worth it. */
   scanAt: number;
   since: number;
-  last: number;
   slices: Slice[];
 }
 
@@ -116,6 +115,8 @@ interface File {
   mtime: TimeSet;
   kill: boolean;
   tier: number;
+  /** ms of the last write. */
+  last: number;
   /** Committed length as far as known. */
   length: number;
   error: Errno | undefined;
@@ -220,6 +221,7 @@ export function createWriter(options: WriterOptions): Writer {
       mtime: { sec: 0, nsec: 0 },
       kill: false,
       tier: 0,
+      last: 0,
       length: 0,
       error: undefined,
       told: false,
@@ -231,7 +233,7 @@ export function createWriter(options: WriterOptions): Writer {
   }
 
   function newChunk(file: File, index: number): Chunk {
-    const chunk: Chunk = { file, index, open: [], openBytes: 0, scanAt: bs, since: 0, last: 0, slices: [] };
+    const chunk: Chunk = { file, index, open: [], openBytes: 0, scanAt: bs, since: 0, slices: [] };
     file.chunks.set(index, chunk);
     return chunk;
   }
@@ -384,7 +386,7 @@ export function createWriter(options: WriterOptions): Writer {
       openChunks.add(chunk);
       arm(IDLE);
     }
-    chunk.last = clock;
+    chunk.file.last = clock;
     let i = firstAfter(open, pos);
     for (let at = pos; at < end; ) {
       const e = open[i];
@@ -692,7 +694,7 @@ export function createWriter(options: WriterOptions): Writer {
       const t = performance.now();
       let next = Number.POSITIVE_INFINITY;
       for (const chunk of [...openChunks]) {
-        const due = Math.min(chunk.last + IDLE, chunk.since + AGE);
+        const due = Math.min(chunk.file.last + IDLE, chunk.since + AGE);
         if (due <= t + 5 && freezeChunk(chunk)) continue;
         next = Math.min(next, Math.max(due - t, 20));
         if (due <= t + 5) void fetchIds().catch(() => {});
@@ -1223,7 +1225,7 @@ export function createWriter(options: WriterOptions): Writer {
         }
         for (const e of chunk.open) grew(chunk, e.len);
         if (chunk.open.length === 0 && chunk.slices.every(s => s.complete)) continue;
-        chunk.since = chunk.last = clock;
+        chunk.since = file.last = clock;
         openChunks.add(chunk);
       }
       if (file.rec < 0 && file.chunks.size > 0) file.rec = journal.addWriter(file.ino, now(), 0, 0) ?? -1;
