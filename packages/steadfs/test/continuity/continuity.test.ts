@@ -31,7 +31,7 @@ test(`without events nothing fails on a mount, seed ${seed}`, { skip: lack ?? fa
   clean(await stormOnVolume({ seed, events: [], count: 0, seconds: 3 }));
 });
 
-for (const kind of ['service', 'keeper', 'both', 'upgrade'] satisfies EventKind[])
+for (const kind of ['service', 'keeper', 'inTurn', 'upgrade'] satisfies EventKind[])
   test(`${kind}: no call fails, nothing is wrong, seed ${seed}`, { skip: lack ?? false }, async t => {
     const report = await stormOnVolume({ seed, events: [kind], count: full ? 1000 : 6, seconds: 0 });
     t.diagnostic(describe(report));

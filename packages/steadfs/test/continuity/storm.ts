@@ -3,7 +3,7 @@
  * pauses are measured.
  *
  *   node storm.ts --dir DIR [--seconds N]                                    without events, on any directory
- *   node storm.ts --mount [--client juicefs] [--events service,keeper,both,upgrade] [--count N] [--seed N] [--programs A,B] [--json FILE]
+ *   node storm.ts --mount [--client juicefs] [--events service,keeper,inTurn,upgrade] [--count N] [--seed N] [--programs A,B] [--json FILE]
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
@@ -14,7 +14,11 @@ import { removeTree } from '../support/remove.ts';
 import { abortMount, type Client, missing, openVolume, processesWith, type Volume } from '../support/volume.ts';
 import { PROGRAMS } from './programs.ts';
 
-export type EventKind = 'service' | 'keeper' | 'both' | 'upgrade';
+/**
+ * `inTurn`: one of the two, and the other as soon as that one is there again. `both`: within a moment, which only a mount under the fd store
+ * survives.
+ */
+export type EventKind = 'service' | 'keeper' | 'inTurn' | 'both' | 'upgrade';
 
 export interface StormOptions {
   dir: string;
@@ -64,8 +68,10 @@ interface Running {
 const sleep = (ms: number): Promise<void> => new Promise(wake => setTimeout(wake, ms));
 const now = (): number => Number(process.hrtime.bigint() / 1000n) / 1000;
 
+type Role = 'service' | 'keeper';
+
 /** The processes of a mount by their roles. The one that is a shell, or the parent of the other, is the keeper. */
-export function roles(dir: string): { service: number | undefined; keeper: number | undefined } {
+export function roles(dir: string): Record<Role, number | undefined> {
   const found = processesWith(dir).flatMap(pid => {
     try {
       const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
@@ -78,8 +84,10 @@ export function roles(dir: string): { service: number | undefined; keeper: numbe
       return []; // ended meanwhile
     }
   });
-  const shell = found.find(p => /^(da|ba|busybox)?sh$/.test(p.program));
-  const node = found.filter(p => p.args.includes('service'));
+  const isShell = (p: { program: string }): boolean => /^(da|ba|busybox)?sh$/.test(p.program);
+  // A shell whose parent is one of them is a fork of the keeper that has not become the service yet.
+  const shell = found.find(p => isShell(p) && !found.some(q => isShell(q) && q.pid === p.parent));
+  const node = found.filter(p => !isShell(p) && p.args.includes('service'));
   if (shell || node.length > 0) return { service: node.at(-1)?.pid, keeper: shell?.pid };
   const child = found.find(p => found.some(q => q.pid === p.parent));
   return { service: child?.pid, keeper: child?.parent };
@@ -172,6 +180,17 @@ export async function storm(options: StormOptions): Promise<Report> {
     report.faults.push(`${what}: no word in ${ms} ms from ${late.join(', ')}`);
     return false;
   };
+  /** Waits until there is a new process for each role; says what is missing after 15 s. */
+  const renewed = async (victims: Role[], old: Record<Role, number | undefined>): Promise<string> => {
+    const deadline = Date.now() + 15_000;
+    for (;;) {
+      const found = roles(options.dir);
+      if (victims.every(v => found[v] !== undefined && found[v] !== old[v])) return '';
+      if (Date.now() > deadline)
+        return `after 15 s the processes are ${JSON.stringify(found)}, before ${JSON.stringify(old)}`;
+      await sleep(10);
+    }
+  };
   const samples: { memory: number; descriptors: number }[] = [];
   const windows: { kind: string; begin: number; end: number }[] = [];
   let alive = await wait('start', p => p.state === 'running', 60_000);
@@ -187,38 +206,24 @@ export async function storm(options: StormOptions): Promise<Report> {
     if (kind === 'upgrade') {
       const fault = options.upgrade?.();
       if (fault) report.faults.push(`upgrade ${i}: ${fault}`);
-    } else {
-      const victims =
-        kind === 'service'
-          ? [before.service]
-          : kind === 'keeper'
-            ? [before.keeper]
-            : random.pick([
-                [before.service, before.keeper],
-                [before.keeper, before.service],
-              ]);
-      if (victims.includes(undefined)) {
-        report.faults.push(`event ${i}: no ${kind} to kill: ${JSON.stringify(before)}`);
-        break;
-      }
-      for (const pid of victims) process.kill(pid!, 'SIGKILL');
     }
-    // Back when there is a new process for each that was killed.
-    const deadline = Date.now() + 15_000;
-    let after = roles(options.dir);
-    const renewed = (): boolean =>
-      (kind === 'keeper' || (after.service !== undefined && after.service !== before.service)) &&
-      (kind === 'service' || kind === 'upgrade' || (after.keeper !== undefined && after.keeper !== before.keeper));
-    while (!renewed() && Date.now() < deadline) {
-      await sleep(10);
-      after = roles(options.dir);
+    const order: Role[] = random.chance(50) ? ['service', 'keeper'] : ['keeper', 'service'];
+    const rounds: Role[][] =
+      kind === 'upgrade' ? [] : kind === 'both' ? [order] : kind === 'inTurn' ? order.map(r => [r]) : [[kind]];
+    let lost = '';
+    for (const victims of rounds) {
+      const old = roles(options.dir);
+      if (victims.some(v => old[v] === undefined)) lost = `no ${victims} to kill: ${JSON.stringify(old)}`;
+      if (lost) break;
+      for (const v of victims) process.kill(old[v]!, 'SIGKILL');
+      lost = await renewed(victims, old);
     }
-    if (!renewed()) {
-      report.faults.push(
-        `event ${i} (${kind}): after 15 s the processes are ${JSON.stringify(after)}, before ${JSON.stringify(before)}`,
-      );
+    if (kind === 'upgrade') lost = await renewed(['service'], before);
+    if (lost) {
+      report.faults.push(`event ${i} (${kind}): ${lost}`);
       alive = kind === 'upgrade';
     }
+    const after = roles(options.dir);
     const back = now();
     await sleep(120);
     windows.push({ kind, begin, end: now() });
@@ -315,7 +320,7 @@ async function main(): Promise<number> {
       mount: { type: 'boolean' },
       client: { type: 'string', default: 'steadfs' },
       options: { type: 'string', default: '' },
-      events: { type: 'string', default: 'service,keeper,both,upgrade' },
+      events: { type: 'string', default: 'service,keeper,inTurn,upgrade' },
       count: { type: 'string' },
       full: { type: 'boolean', default: false },
       seconds: { type: 'string', default: '10' },

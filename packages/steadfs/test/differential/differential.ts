@@ -8,7 +8,7 @@
  * What may differ and is not compared: sizes of directories, blocks, inode and device numbers, the order of entries, where exactly
  * SEEK_DATA and SEEK_HOLE point (checked against the bytes instead), access times (mounts choose noatime or relatime), the lengths of
  * single copy_file_range answers, the error of opening a device (EACCES on a nodev mount),
- * and xattr names outside any namespace (stored as they are: the format itself uses one). --ignore names more: `dir-times` (mounts
+ * the process id that OFD_GETLK tells (the kernel gives −1 on FUSE), and xattr names outside any namespace (stored as they are: the format itself uses one). --ignore names more: `dir-times` (mounts
  * that renew a directory's times only now and then), `xattr`, `times`, or the name of a call, which then is not made.
  */
 import { type ChildProcess, fork } from 'node:child_process';
