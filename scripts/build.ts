@@ -63,21 +63,25 @@ function workers(found: Set<string>): Plugin {
 }
 
 /**
- * koffi finds its binary by way of its own place in node_modules. In the bundle it is the binary beside the bundle (a runtime copy,
+ * Native packages find their binary by way of their own place in node_modules. In the bundle it is the binary beside the bundle (a runtime copy,
  * see packages/steadfs/src/runtime.ts), else the installed package.
  */
-const koffi: Plugin = {
-  name: 'koffi',
+const natives: Plugin = {
+  name: 'natives',
   setup(plugin) {
-    plugin.onResolve({ filter: /^koffi$/ }, () => ({ path: 'koffi', namespace: 'koffi' }));
-    plugin.onLoad({ filter: /.*/, namespace: 'koffi' }, () => ({
-      contents: `
-        import { existsSync } from 'node:fs';
-        import { createRequire } from 'node:module';
-        const beside = import.meta.dirname + '/koffi.node';
-        export default createRequire(import.meta.url)(existsSync(beside) ? beside : 'koffi');`,
-      loader: 'js',
-    }));
+    for (const [name, binary] of Object.entries({ koffi: 'koffi.node', '@node-rs/crc32': 'crc32.node' })) {
+      plugin.onResolve({ filter: new RegExp(`^${name}$`) }, () => ({ path: name, namespace: 'native' }));
+      plugin.onLoad({ filter: new RegExp(`^${name}$`), namespace: 'native' }, () => ({
+        contents: `
+          import { existsSync } from 'node:fs';
+          import { createRequire } from 'node:module';
+          const beside = import.meta.dirname + '/${binary}';
+          const native = createRequire(import.meta.url)(existsSync(beside) ? beside : '${name}');
+          export default native;
+          export const crc32c = native.crc32c;`,
+        loader: 'js',
+      }));
+    }
   },
 };
 
@@ -159,12 +163,12 @@ async function makeLocked(out: string, options: BuildOptions): Promise<boolean> 
         legalComments: 'none',
         logLevel: 'error',
         define: { STEADFS_BUILD_VERSION: JSON.stringify(options.version ?? manifest.version) },
-        // Optional parts of libraries that are not installed, and packages that are native.
-        external: ['pg-native', 'pg-cloudflare', '@node-rs/*', 'cardinal'],
+        // Optional parts of libraries that are not installed.
+        external: ['pg-native', 'pg-cloudflare', 'cardinal'],
         banner: {
           js: "import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);",
         },
-        plugins: [workers(found), koffi],
+        plugins: [workers(found), natives],
       });
     }
     const files = readdirSync(temporary).sort((a, b) => Number(a === 'steadfs.mjs') - Number(b === 'steadfs.mjs'));

@@ -2,7 +2,7 @@
  * The program that keeper and service of a mount run: a private copy of the bundle, named after its contents. The installed files may be
  * replaced at any time; a service that is started again after a crash must be the version that served last (an upgrade of the mount renews it).
  *
- *     BASE/VERSION-HASH/   steadfs.mjs, chunks and workers, koffi.node
+ *     BASE/VERSION-HASH/   steadfs.mjs, chunks and workers, native binaries
  *
  * BASE is /var/lib/steadfs/runtime, for users ~/.steadfs/runtime, or $STEADFS_RUNTIME_DIR.
  */
@@ -50,15 +50,28 @@ function bundleFolder(): string {
   return resolve(here, '../dist');
 }
 
-/** koffi's binary for this machine, by way of the installed packages. */
-function koffiBinary(from: string): string {
+/** Native binaries for this machine by their name beside the bundle, by way of the installed packages. */
+function nativeBinaries(from: string): Record<string, string> {
   const require = createRequire(join(from, 'steadfs.mjs'));
-  const beside = join(from, 'koffi.node');
-  if (existsSync(beside)) return beside;
-  const koffi = createRequire(require.resolve('koffi'));
-  const folder = dirname(koffi.resolve(`@koromix/koffi-linux-${process.arch}`));
   const report = process.report.getReport() as { header?: { glibcVersionRuntime?: string } };
-  return join(folder, `${report.header?.glibcVersionRuntime ? 'linux' : 'musl'}_${process.arch}`, 'koffi.node');
+  const glibc = Boolean(report.header?.glibcVersionRuntime);
+  const find: Record<string, () => string> = {
+    'koffi.node': () => {
+      const koffi = createRequire(require.resolve('koffi'));
+      const folder = dirname(koffi.resolve(`@koromix/koffi-linux-${process.arch}`));
+      return join(folder, `${glibc ? 'linux' : 'musl'}_${process.arch}`, 'koffi.node');
+    },
+    'crc32.node': () =>
+      createRequire(require.resolve('@node-rs/crc32')).resolve(
+        `@node-rs/crc32-linux-${process.arch}-${glibc ? 'gnu' : 'musl'}`,
+      ),
+  };
+  return Object.fromEntries(
+    Object.entries(find).map(([name, resolveBinary]) => {
+      const beside = join(from, name);
+      return [name, existsSync(beside) ? beside : resolveBinary()];
+    }),
+  );
 }
 
 /** Makes the copy when it is not there yet, and answers how to run it. Throws when it cannot be written. */
@@ -66,9 +79,10 @@ export function installRuntime(): Runtime {
   const from = bundleFolder();
   const manifest = JSON.parse(readFileSync(join(from, 'bundle.json'), 'utf8')) as { version: string; files: string[] };
   const base = baseFolder();
-  const binary = koffiBinary(from);
+  const binaries = nativeBinaries(from);
   const hash = createHash('sha256');
-  for (const file of [...manifest.files.map(f => join(from, f)), binary]) hash.update(readFileSync(file)).update('\0');
+  for (const file of [...manifest.files.map(f => join(from, f)), ...Object.values(binaries)])
+    hash.update(readFileSync(file)).update('\0');
   const folder = join(base, `${manifest.version}-${hash.digest('hex').slice(0, 16)}`);
   if (existsSync(join(folder, 'steadfs.mjs'))) {
     const now = new Date();
@@ -78,7 +92,7 @@ export function installRuntime(): Runtime {
     const temporary = mkdtempSync(join(base, '.new-'));
     try {
       for (const file of manifest.files) copyFileSync(join(from, file), join(temporary, file));
-      copyFileSync(binary, join(temporary, 'koffi.node'));
+      for (const [name, path] of Object.entries(binaries)) copyFileSync(path, join(temporary, name));
       renameSync(temporary, folder);
     } catch (error) {
       rmSync(temporary, { recursive: true, force: true });
