@@ -3,7 +3,10 @@
  * launch record. A fresh mount, a restart after a crash and an upgrade are the same act: engine and store are opened (an old service may still
  * serve meanwhile), then the capsule is adopted, then requests are answered.
  */
-import { hostname, networkInterfaces } from 'node:os';
+import { randomUUID } from 'node:crypto';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { hostname, networkInterfaces, tmpdir } from 'node:os';
+import { join } from 'node:path';
 import type { Capsule, Context, FileSystem } from '@steadfs/fuse';
 import { INIT } from '@steadfs/fuse/abi';
 import { EIO, Errno, ESTALE } from '@steadfs/fuse/errno';
@@ -24,12 +27,12 @@ import { releaseCode } from '../observe/resident.ts';
 import { CLIENT_VERSION, VERSION } from '../version.ts';
 import { Counters } from '../vfs/counters.ts';
 import { openSession, SESSION_BLOB } from '../vfs/session.ts';
-import { createUpkeep } from '../vfs/upkeep.ts';
-import { createVfs, VFS_SECTIONS } from '../vfs/vfs.ts';
+import { createUpkeep, type Upkeep } from '../vfs/upkeep.ts';
+import { createVfs, VFS_SECTIONS, type Vfs } from '../vfs/vfs.ts';
 import { Failure, messageOf } from './failure.ts';
 import { withoutSecrets } from './mask.ts';
 import type { ServiceOptions } from './mount-flags.ts';
-import { openVolumeStore } from './volume.ts';
+import { commandEngineOptions, openVolumeStore } from './volume.ts';
 
 /** After this long a service has touched what it needs to start. */
 const SETTLED_MS = 5000;
@@ -43,9 +46,16 @@ interface Warm {
   events: EngineEvents;
 }
 
-/** `service MOUNTPOINT`. With `--warm` everything is loaded and nothing done: that fills the compile cache. */
+interface Assembled {
+  vfs: Vfs;
+  upkeep: Upkeep;
+  metrics: Metrics;
+  fileSystem: FileSystem;
+}
+
+/** `service MOUNTPOINT`. With `--warm` it rehearses and ends. */
 export async function serveMount(argv: readonly string[]): Promise<void> {
-  if (argv.includes('--warm')) return;
+  if (argv.includes('--warm')) return rehearse();
   // Until the launch record is read: to stderr, which the keeper has opened.
   let log: LogHandle = startLog({ level: 'info', async: true });
   let session: Session | undefined;
@@ -62,56 +72,11 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       process.on('SIGHUP', () => log.reopen());
       return prepare(options, log);
     },
-    async serve(start, { options, engine, store, format, events }) {
+    async serve(start, warm) {
       const { capsule, launch } = start;
-      const metrics = new Metrics();
-      addProcessGauges(metrics);
-      const info = sessionInfo(launch.mountPoint, launch.created);
-      const { identity, lost } = await ownSession(engine, capsule, info, log);
-      const data = createFileData({
-        meta: engine,
-        store: meteredStore(store, metrics),
-        capsule,
-        format,
-        readOnly: options.mount.readOnly,
-        bufferSize: options.bufferSize,
-        maxUploads: options.maxUploads,
-        maxDownloads: options.maxDownloads,
-        maxReadahead: options.maxReadahead,
-        prefetch: options.prefetch,
-        ioRetries: options.ioRetries,
-        getTimeout: options.getTimeoutMs,
-        putTimeout: options.putTimeoutMs,
-        uploadLimit: bytesPerSecond(options.uploadLimit || format.UploadLimit || 0),
-        downloadLimit: bytesPerSecond(options.downloadLimit || format.DownloadLimit || 0),
-        maxDeletes: options.maxDeletes,
-        warn: message => log.warn(message),
-      });
-      addDataGauges(metrics, data);
-      const counters = new Counters(capsule);
-      const upkeep = createUpkeep({
-        engine,
-        data,
-        log,
-        format: () => format,
-        jobOp: slot => counters.jobOp(slot),
-        heartbeat: options.mount.heartbeat,
-        noJobs: options.noBgjob || options.mount.readOnly,
-        deleteObjects: options.maxDeletes > 0,
-      });
-      const vfs = await createVfs({
-        engine,
-        data,
-        capsule,
-        format,
-        options: options.mount,
-        session: identity,
-        metrics,
-        log,
-        version: CLIENT_VERSION,
-        mountPoint: launch.mountPoint,
-        deleted: upkeep.deleted,
-      });
+      const parts = await assemble(warm, capsule, launch.mountPoint, launch.created, log);
+      const { vfs, upkeep, metrics, fileSystem } = parts;
+      const { options, engine, store, format, events } = warm;
       const leave = (reason: string) => {
         log.error(`${reason}: unmounting ${launch.mountPoint}`);
         unmount(launch.mountPoint, { lazy: true }).catch((error: unknown) =>
@@ -131,7 +96,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       session = serve({
         fd: start.fd,
         capsule,
-        fileSystem: lost ? withoutReplays(vfs.fileSystem) : vfs.fileSystem,
+        fileSystem,
         init: {
           maxWrite: options.maxFuseIo,
           flags: DEFAULT_FLAGS | (format.EnableACL ? INIT.POSIX_ACL : 0n),
@@ -156,12 +121,84 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         );
       }, SETTLED_MS).unref();
       await session.done;
-      await upkeep.stop();
       await store.close();
       await engine.close();
     },
     yielding: () => session?.stopReading(),
+    resume: () => session?.resumeReading(),
   });
+}
+
+/** Data path, file system and upkeep over an opened volume and an adopted capsule. */
+async function assemble(
+  warm: Warm,
+  capsule: Capsule,
+  mountPoint: string,
+  mountedMs: number,
+  log: LogHandle,
+): Promise<Assembled> {
+  const { options, engine, store, format } = warm;
+  const metrics = new Metrics();
+  addProcessGauges(metrics);
+  const info = sessionInfo(mountPoint, mountedMs);
+  const { identity, lost } = await ownSession(engine, capsule, info, log);
+  const data = createFileData({
+    meta: engine,
+    store: meteredStore(store, metrics),
+    capsule,
+    format,
+    readOnly: options.mount.readOnly,
+    bufferSize: options.bufferSize,
+    maxUploads: options.maxUploads,
+    maxDownloads: options.maxDownloads,
+    maxReadahead: options.maxReadahead,
+    prefetch: options.prefetch,
+    ioRetries: options.ioRetries,
+    getTimeout: options.getTimeoutMs,
+    putTimeout: options.putTimeoutMs,
+    uploadLimit: bytesPerSecond(options.uploadLimit || format.UploadLimit || 0),
+    downloadLimit: bytesPerSecond(options.downloadLimit || format.DownloadLimit || 0),
+    maxDeletes: options.maxDeletes,
+    warn: message => log.warn(message),
+  });
+  addDataGauges(metrics, data);
+  const counters = new Counters(capsule);
+  const upkeep = createUpkeep({
+    engine,
+    data,
+    log,
+    format: () => format,
+    jobOp: slot => counters.jobOp(slot),
+    heartbeat: options.mount.heartbeat,
+    noJobs: options.noBgjob || options.mount.readOnly,
+    deleteObjects: options.maxDeletes > 0,
+  });
+  const vfs = await createVfs({
+    engine,
+    data,
+    capsule,
+    format,
+    options: options.mount,
+    session: identity,
+    metrics,
+    log,
+    version: CLIENT_VERSION,
+    mountPoint: mountPoint,
+    deleted: upkeep.deleted,
+  });
+  const all: FileSystem = lost ? withoutReplays(vfs.fileSystem) : vfs.fileSystem;
+  return {
+    vfs,
+    upkeep,
+    metrics,
+    fileSystem: {
+      ...all,
+      async destroy() {
+        await upkeep.stop();
+        await all.destroy?.();
+      },
+    },
+  };
 }
 
 /** Opens the database and the store, and looks whether they are still the volume that was mounted. Changes nothing. */
@@ -303,4 +340,93 @@ async function startMetrics(
   } catch (error) {
     log.warn(`no metrics: ${messageOf(error)}`);
   }
+}
+
+/**
+ * Does once what every start of a service does, on a volume of its own in a temporary folder, and ends: Node's compile cache then holds the functions that run
+ * between the death of one service and the first answer of the next. Without that a third of the pause is compiling.
+ */
+async function rehearse(): Promise<void> {
+  const { mountFlags, planMount } = await import('./mount-flags.ts');
+  const { Flags } = await import('./command.ts');
+  const { createCapsule, openCapsule } = await import('@steadfs/fuse/capsule');
+  const folder = mkdtempSync(join(tmpdir(), 'steadfs-rehearsal-'));
+  try {
+    const metaUrl = `sqlite3://${folder}/meta.db`;
+    const format: Format = {
+      Name: 'rehearsal',
+      UUID: randomUUID(),
+      Storage: 'file',
+      Tiers: null,
+      Bucket: `${folder}/objects/`,
+      BlockSize: 4096,
+      TrashDays: 0,
+      MetaVersion: 1,
+      DirStats: true,
+      EnableACL: false,
+    };
+    const flags = new Flags(mountFlags, new Map([['buffer-size', '32M']]));
+    const options: ServiceOptions = {
+      ...planMount(flags, 'fatal').options,
+      metaUrl,
+      volume: { name: format.Name, uuid: format.UUID },
+    };
+    const log = startLog({ level: 'fatal', async: true });
+    const maker = await openEngine(metaUrl, { ...commandEngineOptions });
+    await maker.init(format, false);
+    await maker.close();
+
+    const warm = await prepare(options, log);
+    await warm.store.create();
+    const fds = createCapsule({ arenaSize: options.bufferSize });
+    const { vfs, fileSystem } = await assemble(warm, openCapsule(fds), folder, Date.now(), log);
+    await vfs.start();
+    await exercise(fileSystem);
+    await fileSystem.destroy?.();
+    await warm.store.close();
+    await warm.engine.close();
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** The requests of a small file's life. */
+async function exercise(fs: FileSystem): Promise<void> {
+  let seq = 0;
+  const context = (): Context => {
+    const op = { kind: 0, slot: 0, seq: ++seq };
+    return {
+      unique: BigInt(seq),
+      opcode: 0,
+      uid: 0,
+      gid: 0,
+      pid: process.pid,
+      op,
+      replay: false,
+      interrupt: { fired: false, promise: new Promise(() => {}), callerIsDying: () => false },
+      park() {},
+      unpark: async () => op,
+    };
+  };
+  const bytes = Buffer.alloc(4096);
+  const name = Buffer.from('f');
+  const file = await fs.create!(context(), 1, name, 0o644, 0o022, 0o102, false);
+  const { nodeid, fh } = file;
+  await fs.write!(context(), nodeid, {
+    fh,
+    offset: 0,
+    flags: 2,
+    fromCache: false,
+    killSuidgid: false,
+    data: { bytes, take: () => undefined },
+  });
+  await fs.flush!(context(), nodeid, fh, 0n);
+  await fs.read!(context(), nodeid, { fh, offset: 0, size: 4096, flags: 2 });
+  await fs.getattr(context(), nodeid, fh);
+  await fs.lookup(context(), 1, name);
+  await fs.release!(context(), nodeid, fh, 2, 0n, false);
+  const dir = await fs.opendir!(context(), 1, 0);
+  await fs.readdir!(context(), 1, dir.fh, 0, { plus: true, add: () => true });
+  await fs.releasedir!(context(), 1, dir.fh);
+  await fs.unlink!(context(), 1, name);
 }
