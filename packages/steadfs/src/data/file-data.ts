@@ -19,6 +19,8 @@ export interface PendingAttr {
 
 export interface Waiting {
   interrupt: Interrupt;
+  /** The request was taken by a process that died and is handed out again (Context.replay). */
+  readonly replay?: boolean;
   /** Called before the call waits for memory or for the store. */
   park(): void;
 }

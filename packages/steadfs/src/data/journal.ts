@@ -79,6 +79,8 @@ export interface Journal {
   setErrno(rec: number, errno: number): void;
   freeWriter(rec: number): void;
 
+  /** True when the next addExtent will find a record. */
+  hasExtent(): boolean;
   addExtent(
     ino: Ino,
     index: number,
@@ -137,6 +139,8 @@ export function openJournal(capsule: Capsule): Journal {
   let seq = n.getFloat64(8, true);
   let nextId = n.getFloat64(16, true);
   let endId = n.getFloat64(24, true);
+  /** A free extent record kept for the next. */
+  let spare: number | undefined;
 
   return {
     addWriter(ino, mtime, flags, tier) {
@@ -161,8 +165,13 @@ export function openJournal(capsule: Capsule): Journal {
     setErrno: (rec, errno) => w.setUint32(writers.offsetOf(rec) + 4, errno, true),
     freeWriter: rec => writers.free(rec),
 
+    hasExtent() {
+      spare ??= extents.alloc();
+      return spare !== undefined;
+    },
     addExtent(ino, index, at, runAt, runLength, pos, len, slice = -1, off = 0) {
-      const rec = extents.alloc();
+      const rec = spare ?? extents.alloc();
+      spare = undefined;
       if (rec === undefined) return undefined;
       const o = extents.offsetOf(rec);
       x.setUint32(o + 4, index, true);

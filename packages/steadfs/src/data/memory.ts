@@ -23,8 +23,13 @@ export interface Memory {
   readonly dirty: number;
   /** A run of at least `length` bytes with one holder; cached blocks give way. undefined: no room. */
   alloc(length: number, near?: number): Run | undefined;
-  /** Pages that already are ours (given by a WRITE request, or claimed at recovery), one holder. */
+  /** Pages that already are ours (claimed at recovery), one holder. */
   adopt(at: number, length: number): Run;
+  /**
+   * Pages that a WRITE request gave, one holder. They are not free before the loop's next turn: until the request is answered its slot names them, and the next process
+   * would hand out what lies there again.
+   */
+  adoptTaken(at: number, length: number): Run;
   /** Makes room for pages about to be adopted; false when that is impossible. */
   room(length: number): boolean;
   hold(run: Run): void;
@@ -43,6 +48,12 @@ export const roundToPages = (length: number): number => Math.max(1, Math.ceil(le
 export function createMemory(arena: Arena, ceiling: number): Memory {
   let used = 0;
   let dirty = 0;
+  let young: Run[] = [];
+  const grown = (): void => {
+    const runs = young;
+    young = [];
+    for (const run of runs) memory.drop(run);
+  };
   const memory: Memory = {
     arena,
     ceiling,
@@ -78,6 +89,12 @@ export function createMemory(arena: Arena, ceiling: number): Memory {
       const size = roundToPages(length);
       used += size;
       return { at, length: size, used: at, holders: 1, dirty: 0 };
+    },
+    adoptTaken(at, length) {
+      const run = memory.adopt(at, length);
+      run.holders++;
+      if (young.push(run) === 1) setImmediate(grown);
+      return run;
     },
     hold(run) {
       run.holders++;

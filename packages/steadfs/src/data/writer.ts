@@ -190,6 +190,8 @@ export function createWriter(options: WriterOptions): Writer {
   const pressure = dirtyMax * 0.6;
   /** Writes that wait for memory, in order. */
   const writers: (() => void)[] = [];
+  /** Arena offsets of the runs that recovery claimed. */
+  const recoveredRuns = new Set<number>();
   const unsynced = new Map<Ino, string[]>();
   let unsyncedCount = 0;
   /** Objects of a process before us, or too many to remember: the next fsync syncs the store. */
@@ -265,6 +267,7 @@ export function createWriter(options: WriterOptions): Writer {
     const n = data.bytes.length;
     if (n === 0) return;
     if (offset + n > Number.MAX_SAFE_INTEGER) throw EFBIG;
+    if (waiting.replay && isRecovered(data.bytes)) return;
     const file = files.get(ino) ?? newFile(ino);
     if (file.chunks.size === 0) {
       file.length = attr.length;
@@ -318,6 +321,14 @@ export function createWriter(options: WriterOptions): Writer {
         tidy(file);
       }
     }
+  }
+
+  /**
+   * True for the data of a repeated request whose pages the process before took: an extent has it whole, recovery found it, and since then the pages may have been
+   * committed and used for something else.
+   */
+  function isRecovered(bytes: Uint8Array): boolean {
+    return bytes.buffer === arena.bytes.buffer && recoveredRuns.has(bytes.byteOffset - arena.bytes.byteOffset);
   }
 
   let waking = false;
@@ -430,10 +441,11 @@ export function createWriter(options: WriterOptions): Writer {
   /** Puts bytes where nothing is open, before index `i`. Answers how many extents were inserted, -1 without memory. */
   function fillGap(chunk: Chunk, i: number, pos: number, data: WriteData, source: number, len: number): number {
     const { open } = chunk;
-    if (len === data.bytes.length && len >= TAKE_FROM && memory.room(len)) {
+    // What is taken cannot be given back: the record comes first.
+    if (len === data.bytes.length && len >= TAKE_FROM && memory.room(len) && journal.hasExtent()) {
       const at = data.take();
       if (at !== undefined) {
-        const run = memory.adopt(at, len);
+        const run = memory.adoptTaken(at, len);
         run.used = at + len;
         return insert(chunk, i, pos, len, at, run) ? 1 : -1;
       }
@@ -917,6 +929,8 @@ export function createWriter(options: WriterOptions): Writer {
           else remember(file.ino, keysOf(slice));
         }
         recovered();
+        // The caller of fsync asks for this next; begun now, it runs beside the sync of the objects. Its own call tells of a failure.
+        if (slice.durable === 'syncing') meta.sync().catch(() => {});
         // What was written as a stream is seldom read back from here, and fresh memory is dear: most of it makes room at once.
         finish(slice, slice.size < bs || cache.bytes < memory.ceiling / 8);
         options.committed(file.ino, chunk.index, result);
@@ -1184,6 +1198,7 @@ export function createWriter(options: WriterOptions): Writer {
         arena.claim(r.runAt, r.runLength);
         run = memory.adopt(r.runAt, r.runLength);
         runs.set(r.runAt, run);
+        recoveredRuns.add(r.runAt);
       } else memory.hold(run);
       memory.markDirty(run);
       run.used = Math.max(run.used, r.at + r.len);

@@ -365,6 +365,35 @@ describe('file data under faults', { timeout: 60_000 }, () => {
       await t.data.shutdown();
     }));
 
+  it('a repeated WRITE whose pages were taken before the death is not carried out on pages that may be others by now', () =>
+    withVolume(async v => {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      const bytes = randomBytes(128 * 1024);
+      let at = -1;
+      const given = writeData(s.capsule, bytes);
+      const take = (): number => {
+        at = given.take()!;
+        return at;
+      };
+      const attr = await v.attr(ino);
+      await s.data.write(ino, 0, { bytes, take }, attr, false, patient);
+      assert.ok(at >= 0);
+      await s.data.shutdown();
+      const t = v.start();
+      await t.data.recover();
+      await t.data.flush(ino);
+      t.capsule.arena.bytes.fill(7, at, at + bytes.length);
+      const spill = t.capsule.arena.bytes.subarray(at, at + bytes.length);
+      const never = (): number => assert.fail('taken again');
+      await t.data.write(ino, 0, { bytes: spill, take: never }, attr, false, { ...patient, replay: true });
+      assert.equal(t.data.pending(ino), undefined);
+      await t.data.shutdown();
+      const u = v.start();
+      assert.deepEqual(await readAll(u.data, ino, bytes.length), bytes);
+      await u.data.shutdown();
+    }));
+
   it('random small writes over a large file are packed: few objects, references count records', () =>
     withVolume(async (v, faults) => {
       const s = v.start();
