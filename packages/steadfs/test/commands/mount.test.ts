@@ -214,3 +214,40 @@ test('a log or a store that cannot be written is said at once', {
   assert.match(probe.stderr, /ERROR: storage file:\/\/\/proc\/none\/ cannot be used/);
   assert.equal(mountOf(mp), undefined);
 });
+
+test('a full disk under the database or the store is said, and loses nothing', {
+  skip: lack ?? (root ? false : 'needs root'),
+}, async () => {
+  const small = join(folder, 'small');
+  mkdirSync(small);
+  assert.equal(spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'small', small]).status, 0);
+  try {
+    assert.equal(sh('cat /dev/zero > small/fill 2>/dev/null; true').status, 0);
+    for (const args of [
+      ['format', `sqlite3://${small}/full.db`, 'myvol', '--bucket', join(folder, 'o1')],
+      ['format', `sqlite3://${folder}/f.db`, 'myvol', '--bucket', join(small, 'o2')],
+    ]) {
+      const { status, stderr } = await steadfs(args);
+      assert.equal(status, 1, stderr);
+      assert.match(stderr, /ERROR: .*(no space|disk is full|disk I\/O error)/i, stderr);
+    }
+    // With room again the same commands work.
+    assert.equal(sh('rm small/fill').status, 0);
+    await ok('format', `sqlite3://${folder}/f.db`, 'myvol', '--bucket', join(small, 'o2'), '--trash-days', '0');
+    const point = join(folder, 'mp2');
+    mkdirSync(point);
+    await ok('mount', '-d', '--log', log, '--metrics', '', `sqlite3://${folder}/f.db`, point);
+    try {
+      assert.equal(sh('echo kept > mp2/kept && sync mp2/kept').status, 0);
+      const { status, output } = sh('head -c 3000000 /dev/urandom > mp2/large && sync mp2/large');
+      assert.notEqual(status, 0);
+      assert.match(output, /No space left on device/);
+      assert.equal(sh('rm mp2/large; cat mp2/kept').output, 'kept\n');
+    } finally {
+      await steadfs(['umount', point, '--force']);
+      abortMount(point);
+    }
+  } finally {
+    spawnSync('umount', ['-l', small]);
+  }
+});
