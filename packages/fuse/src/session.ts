@@ -423,7 +423,8 @@ class LandedData implements WriteData {
   take(): number | undefined {
     const request = this.#request;
     if (request.answered) throw EBUSY.because('data of a WRITE taken after its answer');
-    if (request.spill < 0) return undefined;
+    // Taken before: a repeated request whose pages the file system described before the process died, or a second try. They have an owner.
+    if (request.spill < 0 || request.dataTaken) return undefined;
     request.dataTaken = true;
     return request.spill;
   }

@@ -156,8 +156,8 @@ export interface WriteData {
   readonly bytes: Uint8Array;
   /**
    * Makes the caller the owner of the pages: answers their offset in the arena (a multiple of 4096), or undefined when
-   * they cannot be given away (the arena is full, or the data is so short that a copy is cheaper): copy `bytes` then. The pages
-   * are given back by `arena.free(offset, length)`.
+   * they cannot be given away (the data is so short that a copy is cheaper, or they were taken before: also by the process before
+   * this one, which then described them in its own records): copy `bytes` then. The pages are given back by `arena.free(offset, length)`.
    */
   take(): number | undefined;
 }

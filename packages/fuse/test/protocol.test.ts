@@ -632,6 +632,44 @@ test('WRITE data: pages are taken or given back', async () => {
 
 // --- Adoption -------------------------------------------------------------------------------------------------------
 
+test('adoption: pages that the file system took before the death are not given away again', async () => {
+  let at: number | undefined;
+  const never = new Promise<never>(() => {});
+  const { kernel, session, fds } = await connect({
+    lookup: () => entry,
+    getattr: () => entry,
+    write: (_ctx, _ino, { data }) => {
+      at = data.take();
+      assert.equal(data.take(), undefined, 'nor twice by one process');
+      return never;
+    },
+  });
+  const write = kernel.send(OP.WRITE, 1, pack(0n, 0n, 70_000, 0, 0n, 0, 0, new Uint8Array(70_000).fill(5)));
+  await kernel.call(OP.GETATTR, 1, 0, 0, 0n);
+  session.stopReading();
+  assert.ok(at !== undefined);
+
+  const capsule = openCapsule(fds);
+  capsule.arena.claim(at, 70_000);
+  const used = capsule.arena.used;
+  const second: FileSystem = {
+    lookup: () => entry,
+    getattr: () => entry,
+    write: (ctx, _ino, { data }) => {
+      assert.ok(ctx.replay);
+      assert.equal(data.bytes[69_999], 5);
+      assert.equal(data.take(), undefined);
+      return data.bytes.length;
+    },
+  };
+  const next = start(second, kernel, fds, { capsule });
+  await next.start();
+  assert.equal((await kernel.answer(write)).error, 0);
+  assert.ok(capsule.arena.used >= used, 'they are not freed either');
+  kernel.close();
+  await next.done;
+});
+
 test('adoption: what was taken is handed out again with the same op, what is parked with a new one', async () => {
   const taken: [number, Op][] = [];
   const never = new Promise<never>(() => {});
