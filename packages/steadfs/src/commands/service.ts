@@ -160,6 +160,7 @@ async function assemble(
     downloadLimit: bytesPerSecond(options.downloadLimit || format.DownloadLimit || 0),
     maxDeletes: options.maxDeletes,
     warn: message => log.warn(message),
+    outcomesUnknown: lost,
   });
   addDataGauges(metrics, data);
   const counters = new Counters(capsule);
