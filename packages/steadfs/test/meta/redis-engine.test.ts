@@ -324,6 +324,28 @@ describe('metadata on Redis', { skip, concurrency: 1, timeout: 120_000 }, () => 
     relay.close();
   });
 
+  it('keeps every count while connections are cut', async () => {
+    const relay = new Relay(server.port);
+    await relay.listen();
+    const base = freshUrl();
+    const url = base.replace(String(server.port), String(relay.port));
+    const clients = [await mountAt(url, {}, { TrashDays: 1 }), await mountAt(url)];
+    const { ino: d } = await clients[0]!.mkdir(ROOT, 'd');
+    const seed = Number(process.env.SEED ?? Date.now() % 1e9);
+    console.log(`# seed ${seed}`);
+    let cuts = 0;
+    const timer = setInterval(() => {
+      if (cuts++ % 2 === 0) relay.cutReplies = 2;
+      else relay.cut();
+    }, 50);
+    const done = await Promise.all([0, 1, 2, 3].map(slot => randomOperations(clients[slot % 2]!, slot, d, seed, 3000)));
+    clearInterval(timer);
+    relay.cutReplies = 0;
+    assert.ok(cuts > 10 && done.every(n => n > 10), `${cuts} cuts, ${done} operations`);
+    assert.deepEqual(await checkVolume(await raw(base), { dirStats: true, sliceRefs: true }), []);
+    relay.close();
+  });
+
   it('goes on after a restart of the server and a flush of its scripts', async () => {
     const own = await startRedis(['--appendonly', 'yes', '--appendfsync', 'always']);
     assert.ok(!('missing' in own));

@@ -209,6 +209,11 @@ interface LockWait {
 export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<MetaEngine> {
   const cache = new Cache(url.cacheSize);
   const lockWaits = new Map<Ino, LockWait>();
+  /** Unused inode and slice numbers: next, end. */
+  const inodes = { next: 0, end: 0, more: undefined as Promise<void> | undefined };
+  const sliceIds = { next: 0, end: 0, more: undefined as Promise<void> | undefined };
+  /** A batch that came before the one in use was used up. */
+  const spare = new Map<typeof inodes, [number, number]>();
   let prefix = '';
   let lost: string | undefined;
 
@@ -216,6 +221,9 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
     up() {},
     down() {
       cache.clear();
+      // Behind a fail-over the counters may be older than what was fetched.
+      for (const pool of [inodes, sliceIds]) pool.next = pool.end;
+      spare.clear();
       for (const w of lockWaits.values()) wakeAll(w);
     },
     push(items) {
@@ -240,9 +248,6 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
   let settingText = '';
   let session: { identity: SessionIdentity; info: Buffer; head: Buffer } | undefined;
   let txn = 0;
-  /** Unused inode and slice numbers: next, end. */
-  const inodes = { next: 0, end: 0, more: undefined as Promise<void> | undefined };
-  const sliceIds = { next: 0, end: 0, more: undefined as Promise<void> | undefined };
   const rules = new Map<number, AclRule>();
   /** Where deletion of a file's chunks goes on. */
   const deleting = new Map<string, number>();
@@ -400,7 +405,8 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
     );
     const sid = session?.identity.sid ?? 0;
     const field = record ? `${op.kind}.${op.slot}` : '';
-    const keys = [session === undefined ? key('setting') : key(`STEADFS.s${sid}`), ...call.keys];
+    // A cluster wants to know where to send it.
+    const keys = link.cluster && call.keys.length === 0 ? [key('setting')] : call.keys;
     // A script without record that was lost may have been carried out: repeating it is only right where that does no harm.
     const again = record || call.unrecorded === true;
     return new Promise((resolve, reject) => {
@@ -507,8 +513,6 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
       });
     return pool.more;
   }
-  /** A batch that came before the one in use was used up. */
-  const spare = new Map<typeof inodes, [number, number]>();
 
   function refill(pool: typeof inodes): void {
     const s = spare.get(pool);
@@ -724,7 +728,16 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
   }
 
   async function make(op: Op, cred: Cred, parent: Ino, name: Name, m: MakeCall): Promise<CreateResult> {
-    const ino = await newInode();
+    for (;;) {
+      try {
+        return await makeAs(await newInode(), op, cred, parent, name, m);
+      } catch (e) {
+        if (!(e instanceof Question) || e.kind !== 'I') throw e;
+      }
+    }
+  }
+
+  async function makeAs(ino: Ino, op: Op, cred: Cred, parent: Ino, name: Name, m: MakeCall): Promise<CreateResult> {
     const text = latin(name);
     const b = Buffer.allocUnsafe(14);
     b.writeUInt8(m.type, 0);
@@ -1725,7 +1738,7 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
 
     async cloneNode(op, cred, source, parent, name, { preserve, umask }) {
       if (name !== undefined) checkNewName(name);
-      const ino = await newInode();
+      let ino = await newInode();
       let chunks: Uint8Array = EMPTY;
       for (;;) {
         try {
@@ -1737,7 +1750,11 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
             return entry;
           });
         } catch (e) {
-          if (!(e instanceof Question) || e.kind !== 'C') throw e;
+          if (!(e instanceof Question)) throw e;
+          if (e.kind === 'I') {
+            ino = await newInode();
+            continue;
+          }
           const length = e.value.readUInt32BE(0) * 0x100000000 + e.value.readUInt32BE(4);
           const indexes = await existing(source, 0, Math.ceil(length / CHUNK_SIZE) - 1, Number.MAX_SAFE_INTEGER);
           chunks = Buffer.concat([Uint8Array.of(1), ...indexes.map(i => u32(i))]);

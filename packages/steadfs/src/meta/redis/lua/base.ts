@@ -66,14 +66,16 @@ local function E(b,d,a) local s=enc(a) return b..spack('>I2B',trashed(d,a),#s)..
 
 /**
  * What each mutation begins with: ARGV[1] is the context (see script.ts), ARGV[2] the field of the op record, ARGV[3] the sid, ARGV[4]
- * the number of the change-log transaction. KEYS[1] is the session's hash.
+ * the number of the change-log transaction. KEYS are those whose values are cached; other names are computed.
  */
 export const context = String.raw`
 local K,A=KEYS,ARGV
-local band,bor,bnot,rshift=bit.band,bit.bor,bit.bnot,bit.rshift
+local band=bit.band
+local bor,bnot,rshift=bit.bor,bit.bnot,bit.rshift
 local HEAD,QH,QL,NOW,fl,SKIP,CAP,MAXI,UID,GID,CHK,NG,GP=sunpack('>c20I4I4c12I2dddI4I4BI2',A[1])
 local DS,UG,CL,TRASHON,ACLON=band(fl,1)~=0,band(fl,2)~=0,band(fl,8)~=0,band(fl,32)~=0,band(fl,4)~=0
 local SID=A[3]
+local SK=P..'STEADFS.s'..SID
 local NS,NN=sunpack('>i8I4',NOW)
 local function fail(e,m) error({e=e,m=m},0) end
 local function ingroup(g)
@@ -95,7 +97,7 @@ end
 export const finish = `
 local function whole()
   if band(fl,16)~=0 then
-    local v=call('HMGET',K[1],'head',A[2])
+    local v=call('HMGET',SK,'head',A[2])
     if v[1]~=HEAD then return 'L'..(v[1] and 'taken over by another process' or 'its record is gone') end
     local x=call('ZSCORE',P..'allSessions',SID)
     if not x then return 'Lcleaned by another client' end
@@ -108,16 +110,16 @@ local function whole()
     end
   end
   local main,extra=body()
-  if band(fl,128)~=0 then call('EXISTS',unpack(K)) end
-  if band(fl,64)~=0 then call('HSET',K[1],A[2],spack('>I4I4',QH,QL)..main) end
+  if band(fl,128)~=0 and #K>0 then call('EXISTS',unpack(K)) end
+  if band(fl,64)~=0 then call('HSET',SK,A[2],spack('>I4I4',QH,QL)..main) end
   return 'K'..spack('>I4',#main)..main..(extra or '')
 end
-local ok,r=pcall(whole)
-if ok then return r end
-if type(r)=='table' and r.e then return 'E'..string.char(r.e)..(r.m or '') end
-if type(r)=='table' then for _,q in ipairs({'o','s','u','c'}) do if r[q] then return string.upper(q)..r[q] end end end
-if type(r)=='table' then return r end
-return redis.error_reply(tostring(r))
+local fine,answer=pcall(whole)
+if fine then return answer end
+if type(answer)=='table' and answer.e then return 'E'..string.char(answer.e)..(answer.m or '') end
+if type(answer)=='table' then for _,q in ipairs({'o','s','u','c','i'}) do if answer[q] then return string.upper(q)..answer[q] end end end
+if type(answer)=='table' then return answer end
+return redis.error_reply(tostring(answer))
 `;
 
 /** Permissions and ACL (spec/volume.md §14, §15). R 4, W 2, X 1. */
@@ -289,19 +291,19 @@ end
 export const lengths = `
 local CH=67108864
 local function hole(d,i,pos,len) if len>0 then call('RPUSHX',P..'c'..d..'_'..F(i),spack('>I4I4I4I4I4I4',pos,0,0,0,0,len)) end end
-local function links(d,a)
+local function linksof(d,a)
   if a.n==0 then return {} end
   if a.p~=Z8 then return {{D(a.p),1}} end
   local h,out=call('HGETALL',P..'p'..d),{}
   for i=1,#h,2 do local n=tonumber(h[i+1]) if n>0 then out[#out+1]={h[i],n} end end
   return out
 end
-local function names(ls) local t={} for i,x in ipairs(ls) do t[i]=x[1] end return t end
+local function linkdirs(ls) local t={} for i,x in ipairs(ls) do t[i]=x[1] end return t end
 -- Checks growth to len (8 bytes); answers what account() needs.
 local function grow(d,a,len)
   local ds=pages(len)-pages(a.l)
-  local ls=links(d,a)
-  if ds>0 then quota(a.u,a.g,ds,0,names(ls)) else for _,x in ipairs(ls) do qdirs(x[1]) end end
+  local ls=linksof(d,a)
+  if ds>0 then quota(a.u,a.g,ds,0,linkdirs(ls)) else for _,x in ipairs(ls) do qdirs(x[1]) end end
   return {ls=ls,ds=ds}
 end
 local function account(a,len,g)

@@ -334,6 +334,7 @@ local function body()
     if last>1000 then for at=2,#A[11],4 do take((sunpack('>I4',A[11],at))) end
     else for i=0,last do take(i) end end
   end
+  if call('EXISTS',P..'i'..nd)==1 then error({i=nb},0) end
   -- writes
   put(nd,a)
   ainode(a,1)

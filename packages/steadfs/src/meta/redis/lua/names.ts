@@ -3,6 +3,7 @@
 /**
  * mknod, create and tmpfile. KEYS: d{parent}, i{parent}, i{new}, d{new}. ARGV: parent b, name, `type u8 mode u16 umask u16 rdev u32 openflags u32
  * kind u8` (0 mknod, 1 create, 2 tmpfile), new inode b, symlink target, length that was covered. Result: u8 created, entry. Extra: the parent.
+ * Answers 'I' when the new inode is taken (a fail-over took the counter back).
  */
 export const make = `
 local function body()
@@ -26,6 +27,7 @@ local function body()
     end
   end
   insertable(pb,p)
+  if call('EXISTS',P..'i'..nd)==1 then error({i=nb},0) end
   local dir=ty==2
   local gid=GID
   if band(p.m,1024)~=0 then gid=p.g end
