@@ -89,7 +89,7 @@ test('a pidfd tells the end of a process, and a lock dies with its holder', asyn
     stdio: ['ignore', 'pipe', 'inherit', fd],
   });
   try {
-    const [line] = (await once(child.stdout, 'data')) as [Buffer];
+    const [line] = (await once(child.stdout!, 'data')) as [Buffer];
     assert.equal(line.toString(), 'true\n');
     assert.equal(sys.lockHolder(fd), child.pid);
     assert.equal(sys.tryLock(fd), false);
