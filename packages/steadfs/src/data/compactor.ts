@@ -105,11 +105,16 @@ export function createCompactor(options: CompactorOptions): Compactor {
   const slots = new Set<number>();
   const waiting = new Map<string, { ino: Ino; index: number; due: number; records: number }>();
   const running = new Map<string, Promise<boolean>>();
+  /** Chunks with FULL records or more. */
+  const full = new Set<string>();
   let timer: NodeJS.Timeout | undefined;
   let stopped = false;
   let busy = false;
 
   const nameOf = (ino: Ino, index: number): string => `${ino}/${index}`;
+
+  const failed = (ino: Ino, index: number, error: unknown): void =>
+    options.warn(`compaction of inode ${ino} chunk ${index} failed: ${error instanceof Error ? error.message : error}`);
 
   function schedule(ino: Ino, index: number, records: number): void {
     if (options.readOnly || stopped) return;
@@ -143,9 +148,7 @@ export function createCompactor(options: CompactorOptions): Compactor {
           const more = await compact(ino, index);
           if (more && records > TAKE) schedule(ino, index, records - TAKE);
         } catch (error) {
-          options.warn(
-            `compaction of inode ${ino} chunk ${index} failed: ${error instanceof Error ? error.message : error}`,
-          );
+          failed(ino, index, error);
         }
       }
     } finally {
@@ -265,21 +268,19 @@ export function createCompactor(options: CompactorOptions): Compactor {
   }
 
   return {
-    committed(_ino, _index, records) {
-      if (records % 100 === 99 || records > 350) schedule(_ino, _index, records);
+    committed(ino, index, records) {
+      if (records >= FULL) full.add(nameOf(ino, index));
+      if (records % 100 === 99 || records > 350) schedule(ino, index, records);
     },
     sawRecords(ino, index, records) {
       if (records >= 5 && !options.hasPending(ino, index)) schedule(ino, index, records);
     },
     first(ino, index) {
-      const list = lists.peek(ino, index);
-      if (options.readOnly || list === undefined || list.records.length < FULL) return undefined;
+      const name = nameOf(ino, index);
+      if (full.size === 0 || options.readOnly || !full.delete(name)) return undefined;
       return compact(ino, index).then(
         () => {},
-        error =>
-          options.warn(
-            `compaction of inode ${ino} chunk ${index} failed: ${error instanceof Error ? error.message : error}`,
-          ),
+        error => failed(ino, index, error),
       );
     },
     compact,

@@ -25,7 +25,7 @@ export interface FileDataOptions {
   /** How blocks are stored; plain bytes unless given. */
   codec?: BlockCodec;
   readOnly?: boolean;
-  /** Bytes; 32 MiB at the least. */
+  /** Bytes; 32 MiB at the least, and never more than the arena. */
   bufferSize?: number;
   maxUploads?: number;
   maxDownloads?: number;
@@ -60,7 +60,7 @@ export function createFileData(options: FileDataOptions): FileData {
     blockSize: options.format.BlockSize * 1024,
     hashPrefix: options.format.HashPrefix ?? false,
   };
-  const ceiling = Math.max(32 * MIB, options.bufferSize ?? 300 * MIB);
+  const ceiling = Math.min(capsule.arena.size, Math.max(32 * MIB, options.bufferSize ?? 300 * MIB));
   const maxDeletes = options.maxDeletes ?? 10;
   const memory = createMemory(capsule.arena, ceiling);
   const journal = openJournal(capsule);

@@ -420,6 +420,29 @@ describe('file data under faults', { timeout: 60_000 }, () => {
       await t.data.shutdown();
     }));
 
+  it('a chunk with thousands of records is compacted before more is appended', () =>
+    withVolume(async v => {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      const block = randomBytes(4096);
+      const written = new Set<number>();
+      let most = 0;
+      for (let round = 0; round < 4; round++) {
+        for (let i = 0; i < 900; i++) {
+          const at = ((i * 17 + round * 5) % 16_000) * 4096;
+          await put(v, s, ino, at, block);
+          written.add(at);
+        }
+        await s.data.flush(ino);
+        most = Math.max(most, (await v.engine.readChunk(ino, 0)).length);
+      }
+      assert.ok(most < 3400, `${most} records`);
+      const { length } = await v.attr(ino);
+      for (const at of written)
+        assert.ok(take(s.data, await s.data.read(ino, 1, at, 4096, length, patient)).equals(block), `at ${at}`);
+      await s.data.shutdown();
+    }));
+
   it('setattr of mtime holds for what is committed later; a truncation keeps writes out', () =>
     withVolume(async v => {
       const s = v.start();
