@@ -18,7 +18,6 @@ import {
   ENAMETOOLONG,
   ENODATA,
   ENOENT,
-  ENOSPC,
   ENOTDIR,
   ERANGE,
   EROFS,
@@ -28,16 +27,7 @@ import {
 } from '@steadfs/fuse/errno';
 import { type AclRule, aclMode, decodeAcl, encodeAcl, isMinimalAcl } from '../../format/acl.ts';
 import { type Attr, decodeAttr, encodeAttr, FileType } from '../../format/attr.ts';
-import {
-  type Ino,
-  inoFromBigint,
-  inoFromHalves,
-  inoHigh,
-  inoLow,
-  inoToString,
-  isTrash,
-  ROOT,
-} from '../../format/ino.ts';
+import { type Ino, inoFromBigint, inoToString, isTrash, ROOT } from '../../format/ino.ts';
 import { decodeLocks, encodeLocks, findConflict, LockType } from '../../format/locks.ts';
 import { CHUNK_SIZE, decodeSlices, encodeSlices, type Slice } from '../../format/slice.ts';
 import { trashFolderName } from '../../format/trash.ts';
@@ -83,9 +73,24 @@ import { type Body, runAsync, type Step, type Tx, wait } from '../ops/tx.ts';
 import { parseSessionInfo, serialiseSessionInfo } from '../session-info.ts';
 import { Cache } from './cache.ts';
 import { dirStream, type Listing } from './dir-stream.ts';
+import {
+  asBuffer,
+  asList,
+  asNumber,
+  errnoFor,
+  ino8,
+  latin,
+  readEntry,
+  readIno,
+  readRemoved,
+  shown,
+  u32,
+  u64,
+} from './forms.ts';
 import { Link, type Lost } from './link.ts';
 import { type Arg, type Reply, ReplyError } from './resp.ts';
 import { packContext, packTime, type Script, type Scripts, scripts } from './script.ts';
+import { checkServer } from './server-check.ts';
 import { parseRedisUrl, type RedisUrl } from './url.ts';
 
 const O_TRUNC = 0o1000;
@@ -107,86 +112,6 @@ const LOOKS_PER_SCRIPT = 5000;
 const DELAYED_PER_CALL = 50;
 /** Beyond this range existing chunks are found by a scan of the key space. */
 const SCAN_FROM = 200_000;
-
-/** 8 bytes, big-endian. */
-function ino8(ino: Ino): Buffer {
-  const b = Buffer.allocUnsafe(8);
-  b.writeUInt32BE(inoHigh(ino), 0);
-  b.writeUInt32BE(inoLow(ino), 4);
-  return b;
-}
-
-function u64(n: number): Buffer {
-  const b = Buffer.allocUnsafe(8);
-  b.writeUInt32BE(Math.floor(n / 0x100000000), 0);
-  b.writeUInt32BE(n % 0x100000000, 4);
-  return b;
-}
-
-function u32(...numbers: number[]): Buffer {
-  const b = Buffer.allocUnsafe(numbers.length * 4);
-  numbers.forEach((n, i) => {
-    b.writeUInt32BE(n, i * 4);
-  });
-  return b;
-}
-
-function readIno(b: Uint8Array, at: number): Ino {
-  const v = new DataView(b.buffer, b.byteOffset, b.byteLength);
-  return inoFromHalves(v.getUint32(at), v.getUint32(at + 4));
-}
-
-/** Attributes as the vfs shows them: links in the trash do not count. `trashed`: those of an inode whose parents are in the parents map. */
-function shown(attr: Attr, trashed: number): Attr {
-  if (attr.type === FileType.directory || attr.nlink === 0) return attr;
-  if (attr.parent === 0) attr.nlink = Math.max(0, attr.nlink - trashed);
-  else if (isTrash(attr.parent)) attr.nlink--;
-  return attr;
-}
-
-/** An entry as scripts answer it: inode u64, links in the trash u16, length u8, attributes. */
-function readEntry(b: Buffer, at: number): { entry: Entry; next: number } {
-  const next = at + 11 + b[at + 10]!;
-  return {
-    entry: { ino: readIno(b, at), attr: shown(decodeAttr(b.subarray(at + 11, next)), b.readUInt16BE(at + 8)) },
-    next,
-  };
-}
-
-const STATES = ['kept', 'trash', 'sustained', 'deleted', 'gone'] as const;
-
-function readRemoved(b: Buffer, at: number): { removed: Removed; next: number } {
-  const { entry, next } = readEntry(b, at + 1);
-  return { removed: { ...entry, state: STATES[b[at]!]! }, next };
-}
-
-function latin(name: Uint8Array): string {
-  return Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('latin1');
-}
-
-function asBuffer(r: Reply | undefined): Buffer {
-  if (Buffer.isBuffer(r)) return r;
-  if (typeof r === 'string') return Buffer.from(r);
-  throw EIO.because(`a reply of another kind than expected (${r === null ? 'nil' : typeof r})`);
-}
-
-function asList(r: Reply | undefined): Reply[] {
-  if (Array.isArray(r)) return r;
-  throw EIO.because('a reply of another kind than expected');
-}
-
-function asNumber(r: Reply | undefined): number {
-  return typeof r === 'number' ? r : r === null || r === undefined ? 0 : Number(asBuffer(r).toString());
-}
-
-/** Errors of the server and the connection as the programs see them. */
-function errnoFor(e: unknown, what: string): Errno {
-  if (e instanceof ReplyError) {
-    if (e.kind === 'OOM') return ENOSPC.because(`${what}: ${e.message}`);
-    return EIO.because(`${what}: ${e.message}`);
-  }
-  return EIO.because(`${what}: ${e instanceof Error ? e.message : String(e)}`, e);
-}
 
 /** A script wants to know something before it goes on. */
 class Question {
@@ -1818,40 +1743,6 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
     },
   };
   return engine;
-}
-
-/** What the Go client looks at too: version, eviction policy, persistence. Evicting servers are set right; the rest is a warning. */
-async function checkServer(link: Link, url: RedisUrl, warn: (message: string) => void): Promise<void> {
-  let info: Map<string, string>;
-  try {
-    const text = asBuffer(await link.ask(['INFO'])).toString();
-    info = new Map(text.split('\r\n').map(l => [l.slice(0, l.indexOf(':')), l.slice(l.indexOf(':') + 1)]));
-  } catch (e) {
-    // An ACL user may not be allowed to ask.
-    warn(`${url.display}: INFO is refused: ${e instanceof Error ? e.message : String(e)}`);
-    return;
-  }
-  link.serverVersion ||= info.get('redis_version') ?? '';
-  const [major = 0] = link.serverVersion.split('.').map(Number);
-  if (major < 5) warn(`${url.display}: Redis ${link.serverVersion} is older than 5, scripts may not replicate rightly`);
-  const policy = info.get('maxmemory_policy');
-  if (policy !== undefined && policy !== 'noeviction') {
-    const set = await link.ask(['CONFIG', 'SET', 'maxmemory-policy', 'noeviction']).catch((e: unknown) => e);
-    if (set instanceof Error)
-      warn(
-        `${url.display}: maxmemory-policy is ${policy} and cannot be changed to noeviction: metadata may be evicted`,
-      );
-    else warn(`${url.display}: maxmemory-policy was ${policy}; it is noeviction now`);
-  }
-  if (info.get('aof_enabled') === '0') {
-    const save = await link.ask(['CONFIG', 'GET', 'save']).catch(() => undefined);
-    const saves = Array.isArray(save) && String(save[1]) !== '';
-    warn(
-      saves
-        ? `${url.display}: AOF is off: what was written after the last snapshot is lost when the server crashes`
-        : `${url.display}: neither AOF nor snapshots are on: metadata is lost when the server restarts`,
-    );
-  }
 }
 
 export const redisDriver: EngineDriver = {
