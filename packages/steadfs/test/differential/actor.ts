@@ -79,6 +79,7 @@ function holes(slot: number): Result {
   const fd = slotOf(slot);
   const attributes = c.fstat(fd);
   if (typeof attributes === 'number') return c.resultName(attributes);
+  if ((attributes.mode & 0o170000) !== 0o100000) return 'not a regular file';
   const size = attributes.size;
   const before = c.lseek(fd, 0, c.SEEK.CUR);
   let faults = '';
@@ -108,6 +109,22 @@ function holes(slot: number): Result {
   }
   c.lseek(fd, before, c.SEEK.SET);
   return { size, beyond, faults };
+}
+
+function isDirectory(fd: number): boolean {
+  const s = c.fstat(fd);
+  return typeof s !== 'number' && (s.mode & 0o170000) === 0o040000;
+}
+
+const CHANGING = new Set(['pwrite', 'write', 'ftruncate', 'fallocate', 'copy', 'mapped', 'fchmod', 'fchown']);
+
+/** The result, and what an operation on an open file has made of the file. */
+function withFile(o: Operation, result: Result): Result {
+  if (!CHANGING.has(o.call)) return result;
+  const s = c.fstat(slotOf(o.call === 'copy' ? o.to : (o as { slot: number }).slot));
+  if (typeof s === 'number') return result;
+  const { mode, size, nlink, uid, gid } = plain(s);
+  return { result, mode: mode.toString(8), size, nlink, uid, gid };
 }
 
 function mapped(operation: Operation & { call: 'mapped' }): Result {
@@ -151,6 +168,8 @@ function carryOut(o: Operation): Result {
       return n < 0 ? c.resultName(n) : { n, hash: hash(bytes.subarray(0, n)) };
     }
     case 'lseek':
+      // Places in a directory are the file system's own.
+      if (isDirectory(slotOf(o.slot))) return 'directory';
       return name(c.lseek(slotOf(o.slot), o.at, o.how));
     case 'holes':
       return holes(o.slot);
@@ -276,7 +295,7 @@ function carryOut(o: Operation): Result {
         ? c.resultName(r)
         : r.type === c.F_UNLCK
           ? 'free'
-          : { type: r.type, start: r.start, length: r.length, ...(o.ofd ? {} : { pid: r.pid > 0 }) };
+          : { type: r.type, start: r.start, length: r.length };
     }
   }
 }
@@ -375,7 +394,7 @@ c.umask(0o022);
 process.on('message', (request: Request) => {
   const reply: Reply =
     request.kind === 'operation'
-      ? { result: carryOut(request.operation) }
+      ? { result: withFile(request.operation, carryOut(request.operation)) }
       : request.kind === 'observe'
         ? { observed: request.paths.map(observe) }
         : request.kind === 'prepare'

@@ -65,6 +65,12 @@ export function withoutSuidgid(mode: number): number {
   return mode & ~(0o4000 | ((mode & 0o010) !== 0 ? 0o2000 : 0));
 }
 
+/** The same for a write or truncation by a caller without CAP_FSETID: one who is not in the group takes sgid away in any case (setattr_should_drop_sgid). */
+export function modeAfterWrite(cred: Cred, mode: number, gid: number): number {
+  const left = withoutSuidgid(mode);
+  return (left & 0o2000) !== 0 && cred.uid !== 0 && !inGroup(cred, gid) ? left & ~0o2000 : left;
+}
+
 /**
  * Attributes as the vfs shows them, a copy: entries in the trash do not count in nlink. The stored number is the format's.
  */

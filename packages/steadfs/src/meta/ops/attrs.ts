@@ -23,6 +23,7 @@ import {
   checkFixed,
   inGroup,
   isOwner,
+  modeAfterWrite,
   NAME_MAX,
   present,
   R,
@@ -68,7 +69,7 @@ export function* truncateOnOpen(tx: Tx, cred: Cred, ino: Ino, attr: Readonly<Att
   if (attr.length !== 0) yield* changeLength(tx, ino, attr, 0);
   next.length = 0;
   // Root keeps them (CAP_FSETID).
-  if (cred.uid !== 0) next.mode = withoutSuidgid(attr.mode);
+  if (cred.uid !== 0) next.mode = modeAfterWrite(cred, attr.mode, attr.gid);
   setTime(next, 'mtime', tx.now);
   setTime(next, 'ctime', tx.now);
   yield* tx.updateNode(ino, next);
@@ -187,9 +188,12 @@ export function* setattr(tx: Tx, cred: Cred, ino: Ino, set: AttrSet): Body<Attr>
     setTime(next, 'mtime', tx.now);
     changed = true;
   }
-  if (set.killSuidgid && cur.type !== FileType.directory && next.mode !== withoutSuidgid(next.mode)) {
-    next.mode = withoutSuidgid(next.mode);
-    changed = true;
+  if (set.killSuidgid && cur.type !== FileType.directory) {
+    next.mode = modeAfterWrite(cred, cur.mode, cur.gid);
+    if (next.mode !== cur.mode) changed = true;
+    // chown(2) with neither id: the kernel asks nobody, and only the owner may take the bits away.
+    const chowned = setsNothing(set) && !set.byHandle;
+    if (next.mode !== cur.mode && chowned && cred.uid !== 0 && cred.uid !== cur.uid) throw EPERM;
   }
   let mode = set.mode === undefined ? undefined : set.mode & 0o7777;
   if (changesOwner) {
@@ -238,13 +242,17 @@ export function* setattr(tx: Tx, cred: Cred, ino: Ino, set: AttrSet): Body<Attr>
     changed = true;
   }
   // chown(2) with neither id changes ctime all the same; the kernel then sends a request that sets nothing.
-  if (setMask(set) === 0 && set.size === undefined && !set.byHandle) changed = true;
+  if (setsNothing(set)) changed = true;
   if (!changed) return yield* present(tx, ino, cur);
   setTime(next, 'ctime', tx.now);
   yield* tx.updateNode(ino, next);
   if (next.length !== cur.length) yield* logChange(tx, 'TRUNCATE', () => [inoArg(ino), cur.length, next.length, 0]);
   yield* logSetattr(tx, ino, set, cur, next);
   return yield* present(tx, ino, next);
+}
+
+function setsNothing(set: AttrSet): boolean {
+  return setMask(set) === 0 && set.size === undefined && !set.byHandle;
 }
 
 /** SetAttr mask bits of spec/volume.md §2.1. */
