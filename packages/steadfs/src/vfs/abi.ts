@@ -24,6 +24,12 @@ export const FALLOC_ZERO_RANGE = 16;
 /** linux/fs.h */
 export const FS_IOC_GETFLAGS = 0x80086601;
 export const FS_IOC_SETFLAGS = 0x40086602;
+/** struct fsxattr: xflags u32, extsize u32, nextents u32, projid u32, cowextsize u32, 8 bytes of padding. */
+export const FS_IOC_FSGETXATTR = 0x801c581f;
+export const FS_IOC_FSSETXATTR = 0x401c5820;
+export const FSXATTR_BYTES = 28;
+export const FS_XFLAG_IMMUTABLE = 0x8;
+export const FS_XFLAG_APPEND = 0x10;
 export const FS_SECRM_FL = 0x1;
 export const FS_IMMUTABLE_FL = 0x10;
 export const FS_APPEND_FL = 0x20;

@@ -5,23 +5,25 @@ import type { FileData } from '../data/file-data.ts';
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, inoForStat, isTrash, ROOT, SPECIAL } from '../format/ino.ts';
 import type { Format } from '../format/volume.ts';
-import type { Cred, Entry, MetaEngine, Name, Removed } from '../meta/engine.ts';
+import type { Cred, Entry, MetaEngine, Name, Op, Removed } from '../meta/engine.ts';
 import type { Log } from '../observe/log.ts';
 import type { AccessLog } from './accesslog.ts';
 import { fuseAttr, versionOf } from './attrs.ts';
 import type { ControlFiles } from './control.ts';
-import type { Counters } from './counters.ts';
+import { type Counters, step } from './counters.ts';
 import { credOf } from './cred.ts';
 import { type Handle, HandleKind, type Handles } from './handles.ts';
 import { type Inodes, learn, type OpenInode } from './inodes.ts';
 import type { Internals } from './internal.ts';
 import type { Items } from './items.ts';
 import type { Locks } from './locks.ts';
-import type { MaybePromise } from './maybe.ts';
+import { type MaybePromise, recover } from './maybe.ts';
 import type { MountOptions } from './mount-options.ts';
 
 export const NAME_MAX = 255;
 const O_ACCMODE = 3;
+/** Number of the mutation that a removal or a failed open may need (see step()). */
+const LAST_CLOSE = 3;
 
 export interface CoreParts {
   engine: MetaEngine;
@@ -227,24 +229,59 @@ export class Core {
     return handle;
   }
 
-  /** A name is gone, and maybe the inode with it. */
-  gone(removed: Removed): void {
+  /**
+   * Attributes for the reply of a repeated request: what its record says may be older than what was written and committed beside it, and the kernel
+   * would take the old length for the new one.
+   */
+  current(ctx: Context, ino: Ino, attr: Attr): MaybePromise<Attr> {
+    if (!ctx.replay) return attr;
+    return recover<Attr>(
+      () => this.engine.getattr(ino),
+      error => {
+        if (error !== ENOENT) throw error;
+        return attr;
+      },
+    );
+  }
+
+  /** Gives up a hold that became no handle. */
+  letGo(inode: OpenInode, op: Op): void {
+    if (!this.inodes.drop(inode) || inode.removed !== 'sustained') return;
+    this.#lastClose(step(op, LAST_CLOSE), inode.ino).catch(e =>
+      this.log.warn({ err: e as Error }, `removed inode ${inode.ino} is kept until the mount ends`),
+    );
+  }
+
+  /** The engine kept a removed inode for a handle that is closed by now. */
+  async #lastClose(op: Op, ino: Ino): Promise<void> {
+    this.data.drop(ino);
+    const length = await this.engine.release(op, ino);
+    this.touched();
+    if (length !== undefined) this.deleted(ino, length);
+  }
+
+  /** A name is gone, and maybe the inode with it. `op` is that of the removal. */
+  gone(removed: Removed, op: Op): Promise<void> | undefined {
     const { ino, attr, state } = removed;
     this.removals++;
     this.changed(ino, attr);
     const inode = this.inodes.get(ino);
     if (state === 'sustained' && inode !== undefined) inode.removed = 'sustained';
     else if (state === 'trash' && inode !== undefined) inode.removed ||= true;
-    if (state !== 'deleted' && state !== 'gone') return;
+    // Closed between the engine's decision and now, maybe in the process before.
+    const closed = state === 'sustained' && inode === undefined;
+    if (state !== 'deleted' && state !== 'gone' && !closed) return undefined;
     const pending = attr.type === FileType.file ? this.data.pending(ino) : undefined;
     this.inodes.keepRemoved(
       ino,
       pending === undefined ? attr : { ...attr, length: Math.max(attr.length, pending.length) },
     );
     this.inodes.forgetSeen(ino);
-    if (attr.type !== FileType.file) return;
+    if (closed) return this.#lastClose(step(op, LAST_CLOSE), ino);
+    if (attr.type !== FileType.file) return undefined;
     this.data.drop(ino);
     if (state === 'deleted') this.deleted(ino, attr.length);
+    return undefined;
   }
 
   // ── usage counters ────────────────────────────────────────────────────────────────────────────────────────────────

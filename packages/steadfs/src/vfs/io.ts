@@ -117,7 +117,8 @@ export function ioMethods(core: Core): IoMethods {
     length: number,
     work: (op: Op) => Promise<T>,
   ): Promise<T> {
-    if (data.pending(ino) !== undefined) ctx.park();
+    // A repeated request keeps its Op: it may have been carried out with it already.
+    if (!ctx.replay && data.pending(ino) !== undefined) ctx.park();
     const freeze = await data.freeze(ino, offset, length);
     try {
       return await work(await ctx.unpark());
@@ -156,9 +157,11 @@ export function ioMethods(core: Core): IoMethods {
     if (set.gid !== undefined) wanted.gid = set.gid;
     if (set.atime !== undefined) wanted.atime = set.atime;
     if (set.mtime !== undefined) wanted.mtime = set.mtime;
-    // Nothing at all is what chown(-1, -1) comes as; Linux takes the set-id bits away then too.
+    // Nothing at all comes of chown(-1, -1), and of a write or fallocate that takes the set-id bits away. Both do that, but only the first
+    // is for the owner alone; whoever writes has the file open.
     const nothing = set.size === undefined && Object.keys(wanted).length === 0;
     if (set.killSuidgid || nothing) wanted.killSuidgid = true;
+    if (nothing && (inodes.get(ino)?.writers ?? 0) > 0) wanted.byHandle = true;
     if (set.fh !== undefined) wanted.byHandle = true;
     if (inodes.isOpen(ino)) wanted.inUse = true;
     const cred = core.cred(ctx);
@@ -168,7 +171,8 @@ export function ioMethods(core: Core): IoMethods {
       const size = set.size;
       wanted.size = size;
       const from = Math.min(size, inodes.get(ino)?.attr?.length ?? 0);
-      const attr = await frozen(ctx, ino, from, MAX_LENGTH, op => engine.setattr(op, cred, ino, wanted));
+      const truncated = await frozen(ctx, ino, from, MAX_LENGTH, op => engine.setattr(op, cred, ino, wanted));
+      const attr = await core.current(ctx, ino, truncated);
       resized(ino, attr, size, MAX_LENGTH);
       return core.attrOut(ino, attr);
     }
@@ -177,7 +181,7 @@ export function ioMethods(core: Core): IoMethods {
       data.setPendingMtime(ino, set.mtime === 'now' ? now() : (set.mtime as { sec: number; nsec: number }));
     let attr: Attr;
     try {
-      attr = await engine.setattr(ctx.op, cred, ino, wanted);
+      attr = await core.current(ctx, ino, await engine.setattr(ctx.op, cred, ino, wanted));
     } catch (error) {
       if (pending !== undefined) data.setPendingMtime(ino, pending.mtime);
       return changeRemoved(ino, wanted, error);
@@ -235,11 +239,12 @@ export function ioMethods(core: Core): IoMethods {
   async function truncatingOpen(ctx: Context, inode: OpenInode, flags: number, kill: boolean): Promise<OpenOut> {
     const { ino } = inode;
     const cred = core.cred(ctx);
-    const attr = await frozen(ctx, ino, 0, MAX_LENGTH, async op => {
-      const truncated = await engine.open(op, cred, ino, flags);
-      if (!kill || (truncated.mode & SUID_SGID) === 0) return truncated;
+    const truncated = await frozen(ctx, ino, 0, MAX_LENGTH, async op => {
+      const opened = await engine.open(op, cred, ino, flags);
+      if (!kill || (opened.mode & SUID_SGID) === 0) return opened;
       return await engine.setattr(step(op, 1), cred, ino, { killSuidgid: true, byHandle: true });
     });
+    const attr = await core.current(ctx, ino, truncated);
     resized(ino, attr, 0, MAX_LENGTH);
     inode.attr = attr;
     inode.removed ??= attr.nlink === 0;
@@ -257,7 +262,7 @@ export function ioMethods(core: Core): IoMethods {
     }
     const inode = inodes.hold(ino);
     const fail = (error: unknown): never => {
-      inodes.drop(inode);
+      core.letGo(inode, ctx.op);
       throw error;
     };
     try {
@@ -327,12 +332,14 @@ export function ioMethods(core: Core): IoMethods {
 
   /** After a restart: whether the engine must be told of the last close. */
   async function knowRemoved(inode: OpenInode): Promise<void> {
+    let removed = false;
     try {
-      inode.removed = (await engine.getattr(inode.ino)).nlink === 0;
+      removed = (await engine.getattr(inode.ino)).nlink === 0;
     } catch (error) {
       if (error !== ENOENT) throw error;
-      inode.removed = false;
     }
+    // An unlink that ended meanwhile knows better.
+    inode.removed ??= removed;
   }
 
   function release(ctx: Context, _nodeid: number, fh: number): MaybePromise<void> {
@@ -462,7 +469,7 @@ export function ioMethods(core: Core): IoMethods {
       const attr = await frozen(ctx, ino, offset, length, op =>
         engine.fallocate(op, core.cred(ctx), ino, offset, length, mode),
       );
-      resized(ino, attr, offset, length);
+      resized(ino, await core.current(ctx, ino, attr), offset, length);
     },
 
     async lseek(_ctx, _nodeid, fh, offset, whence) {
@@ -496,7 +503,7 @@ export function ioMethods(core: Core): IoMethods {
           : from.ino < to.ino
             ? await frozen(ctx, from.ino, offset, wanted, () => frozen(ctx, to.ino, outOffset, wanted, copy))
             : await frozen(ctx, to.ino, outOffset, wanted, () => frozen(ctx, from.ino, offset, wanted, copy));
-      resized(to.ino, r.attr, outOffset, r.copied);
+      resized(to.ino, await core.current(ctx, to.ino, r.attr), outOffset, r.copied);
       return r.copied;
     },
 

@@ -150,15 +150,18 @@ export function nameMethods(core: Core): NameMethods {
         core.touched();
         let attr = r.attr;
         let keep = false;
-        if (r.created) {
+        if (core.handles.madeBy(ctx.op) !== undefined) {
+          // Repeated, and done but for the answer.
+          attr = await core.current(ctx, r.ino, attr);
+        } else if (r.created) {
           // Nothing was there that could be in a cache.
           inode.seen ??= versionOf(attr);
           inode.attr ??= attr;
           inode.removed ??= false;
           keep = true;
         } else {
-          if ((flags & O_TRUNC) !== 0 && core.data.pending(r.ino) !== undefined) {
-            // Written before the truncation, and not committed yet: it must not come after it.
+          if ((flags & O_TRUNC) !== 0 && (ctx.replay || core.data.pending(r.ino) !== undefined)) {
+            // Written before the truncation and not committed yet, or committed after it by the process before: it must not come after it.
             const frozen = await core.data.freeze(r.ino, 0, Number.MAX_SAFE_INTEGER);
             try {
               attr = await engine.setattr(step(ctx.op, 1), cred, r.ino, { size: 0, byHandle: true });
@@ -168,6 +171,7 @@ export function nameMethods(core: Core): NameMethods {
           }
           if (kill && (flags & O_TRUNC) !== 0 && (attr.mode & SUID_SGID) !== 0)
             attr = await engine.setattr(step(ctx.op, 2), cred, r.ino, { killSuidgid: true, byHandle: true });
+          attr = await core.current(ctx, r.ino, attr);
           inode.changes++;
           inode.seen = versionOf(attr);
           inode.attr = attr;
@@ -176,7 +180,7 @@ export function nameMethods(core: Core): NameMethods {
         const handle = core.openHandle(ctx, inode, flags);
         return { ...core.entryOut(r.ino, attr), fh: handle.fh, flags: keep ? FOPEN_KEEP_CACHE : 0 };
       } catch (error) {
-        inodes.drop(inode);
+        core.letGo(inode, ctx.op);
         throw error;
       }
     },
@@ -195,7 +199,7 @@ export function nameMethods(core: Core): NameMethods {
         const handle = core.openHandle(ctx, inode, flags);
         return { ...core.entryOut(e.ino, e.attr), fh: handle.fh, flags: FOPEN_KEEP_CACHE };
       } catch (error) {
-        inodes.drop(inode);
+        core.letGo(inode, ctx.op);
         throw error;
       }
     },
@@ -203,13 +207,13 @@ export function nameMethods(core: Core): NameMethods {
     async unlink(ctx, parentNode, name) {
       const parent = core.ino(parentNode);
       mayRemove(parent, name);
-      core.gone(await engine.unlink(ctx.op, core.cred(ctx), parent, name, inodes.isOpen));
+      await core.gone(await engine.unlink(ctx.op, core.cred(ctx), parent, name, inodes.isOpen), ctx.op);
     },
 
     async rmdir(ctx, parentNode, name) {
       const parent = core.ino(parentNode);
       mayRemove(parent, name);
-      core.gone(await engine.rmdir(ctx.op, core.cred(ctx), parent, name));
+      await core.gone(await engine.rmdir(ctx.op, core.cred(ctx), parent, name), ctx.op);
     },
 
     async rename(ctx, parentNode, name, newParentNode, newName, flags) {
@@ -237,7 +241,7 @@ export function nameMethods(core: Core): NameMethods {
       core.touched();
       if (r.moved !== undefined) core.changed(r.moved.ino, r.moved.attr);
       if (r.exchanged !== undefined) core.changed(r.exchanged.ino, r.exchanged.attr);
-      if (r.replaced !== undefined) core.gone(r.replaced);
+      if (r.replaced !== undefined) await core.gone(r.replaced, ctx.op);
       if (whiteout) {
         const node: MakeNode = { type: typeOfMode(S_IFCHR)!, mode: 0, umask: 0, rdev: 0 };
         await engine.mknod(step(ctx.op, 1), cred, parent, name, node);
@@ -253,8 +257,9 @@ export function nameMethods(core: Core): NameMethods {
       if (core.internals.find(newParent, newName) !== undefined) throw EEXIST;
       const e = await engine.link(ctx.op, core.cred(ctx), ino, newParent, newName);
       inodes.revive(ino);
-      core.changed(e.ino, e.attr);
-      return core.entryOut(e.ino, e.attr);
+      const attr = await core.current(ctx, e.ino, e.attr);
+      core.changed(e.ino, attr);
+      return core.entryOut(e.ino, attr);
     },
   };
 }

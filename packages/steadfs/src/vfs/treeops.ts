@@ -16,7 +16,7 @@ import {
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, inoToBigint, isTrash, ROOT } from '../format/ino.ts';
 import { buildSlices, CHUNK_SIZE } from '../format/slice.ts';
-import type { Cred, DirEntry, Name } from '../meta/engine.ts';
+import type { Cred, DirEntry, Name, Op, Removed } from '../meta/engine.ts';
 import type { JobContext, RunJob } from './control.ts';
 import { dataItem, errnoItem, type Request } from './control-protocol.ts';
 import type { Core } from './core.ts';
@@ -56,9 +56,16 @@ async function spread<T>(
 ): Promise<void> {
   let next = 0;
   const lane = async (n: number) => {
-    while (next < items.length) await work(items[next++]!, n);
+    try {
+      while (next < items.length) await work(items[next++]!, n);
+    } catch (error) {
+      next = items.length;
+      throw error;
+    }
   };
-  await Promise.all(Array.from({ length: Math.min(lanes, items.length) }, (_, n) => lane(n)));
+  // All come to their end: a lane's op slots may be given to another job then.
+  const ends = await Promise.allSettled(Array.from({ length: Math.min(lanes, items.length) }, (_, n) => lane(n)));
+  for (const end of ends) if (end.status === 'rejected') throw end.reason;
 }
 
 async function mayRead(core: Core, cred: Cred, ino: Ino, mask: number): Promise<void> {
@@ -75,9 +82,10 @@ async function removeTree(core: Core, ctx: JobContext, request: Request & { comm
   const lanes = Math.max(1, Math.min(LANES, request.threads));
   let count = 0;
 
-  const gone = async (work: Promise<Parameters<Core['gone']>[0]>): Promise<void> => {
+  const gone = async (lane: number, work: (op: Op) => Promise<Removed>): Promise<void> => {
     try {
-      core.gone(await work);
+      const op = ctx.op(lane);
+      await core.gone(await work(op), op);
       ctx.progress(++count, 0);
     } catch (error) {
       // Somebody else, or the process before, was faster.
@@ -95,13 +103,13 @@ async function removeTree(core: Core, ctx: JobContext, request: Request & { comm
         directories.push(...page.filter(e => e.type === FileType.directory));
         await spread(files, lanes, async (e, lane) => {
           alive(ctx);
-          await gone(engine.unlink(ctx.op(lane), ctx.cred, dir, e.name, inodes.isOpen, request.skipTrash));
+          await gone(lane, op => engine.unlink(op, ctx.cred, dir, e.name, inodes.isOpen, request.skipTrash));
         });
       }
       for (const d of directories) await removeDir(d.ino, dir, d.name);
       alive(ctx);
       try {
-        await gone(engine.rmdir(ctx.op(0), ctx.cred, parentIno, name, request.skipTrash));
+        await gone(0, op => engine.rmdir(op, ctx.cred, parentIno, name, request.skipTrash));
         return;
       } catch (error) {
         // Entries that came while we were at it.
@@ -118,7 +126,7 @@ async function removeTree(core: Core, ctx: JobContext, request: Request & { comm
     throw error;
   }
   if (found.attr.type === FileType.directory) await removeDir(found.ino, parent, request.name);
-  else await gone(engine.unlink(ctx.op(0), ctx.cred, parent, request.name, inodes.isOpen, request.skipTrash));
+  else await gone(0, op => engine.unlink(op, ctx.cred, parent, request.name, inodes.isOpen, request.skipTrash));
   await core.notify?.invalEntry(core.node(parent), request.name).catch(() => undefined);
 }
 

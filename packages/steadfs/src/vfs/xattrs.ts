@@ -4,7 +4,18 @@ import { E2BIG, EINVAL, ENODATA, ENOTTY, EOPNOTSUPP, EPERM, ERANGE } from '@stea
 import { aclFromXattr, aclToXattr } from '../format/acl.ts';
 import { Flag } from '../format/attr.ts';
 import type { Ino } from '../format/ino.ts';
-import { FS_APPEND_FL, FS_IMMUTABLE_FL, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_SECRM_FL } from './abi.ts';
+import {
+  FS_APPEND_FL,
+  FS_IMMUTABLE_FL,
+  FS_IOC_FSGETXATTR,
+  FS_IOC_FSSETXATTR,
+  FS_IOC_GETFLAGS,
+  FS_IOC_SETFLAGS,
+  FS_SECRM_FL,
+  FS_XFLAG_APPEND,
+  FS_XFLAG_IMMUTABLE,
+  FSXATTR_BYTES,
+} from './abi.ts';
 import type { Core } from './core.ts';
 import { step } from './counters.ts';
 
@@ -13,6 +24,7 @@ const VALUE_MAX = 65_536;
 const ACCESS = 'system.posix_acl_access';
 const DEFAULT = 'system.posix_acl_default';
 const S_ISGID = 0o2000;
+const FLAG_IOCTLS = new Set([FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR]);
 
 type XattrMethods = Pick<FileSystem, 'getxattr' | 'setxattr' | 'listxattr' | 'removexattr' | 'ioctl'>;
 
@@ -128,7 +140,7 @@ export function xattrMethods(core: Core): XattrMethods {
 
     async ioctl(ctx, nodeid, i) {
       const cmd = i.cmd >>> 0;
-      if (!core.options.enableIoctl || (cmd !== FS_IOC_GETFLAGS && cmd !== FS_IOC_SETFLAGS)) throw ENOTTY;
+      if (!core.options.enableIoctl || !FLAG_IOCTLS.has(cmd)) throw ENOTTY;
       const ino = core.ino(nodeid);
       if (core.internals.attr(ino) !== undefined) throw ENOTTY;
       const attr = await engine.getattr(ino);
@@ -137,16 +149,19 @@ export function xattrMethods(core: Core): XattrMethods {
         output.writeUInt32LE(shownFlags(attr.flags), 0);
         return { result: 0, output: output.subarray(0, i.outSize) };
       }
+      if (cmd === FS_IOC_FSGETXATTR) {
+        // The kernel asks for this form, too, before it sets flags in the other one.
+        const output = Buffer.alloc(FSXATTR_BYTES);
+        output.writeUInt32LE(shownXflags(attr.flags), 0);
+        return { result: 0, output: output.subarray(0, i.outSize) };
+      }
       core.mayWrite();
-      if (i.input.length < 4) throw EINVAL;
-      const wanted = new DataView(i.input.buffer, i.input.byteOffset, i.input.byteLength).getUint32(0, true);
-      if ((wanted & ~(FS_SECRM_FL | FS_IMMUTABLE_FL | FS_APPEND_FL)) !== 0) throw EOPNOTSUPP;
-      if (wanted !== shownFlags(attr.flags)) {
-        const fixed = FS_IMMUTABLE_FL | FS_APPEND_FL;
-        if (ctx.uid !== 0 && ((wanted ^ shownFlags(attr.flags)) & fixed) !== 0) throw EPERM;
+      const wanted = wantedFlags(cmd, i.input, attr.flags);
+      if (wanted !== attr.flags) {
+        const fixed = Flag.immutable | Flag.append;
+        if (ctx.uid !== 0 && ((wanted ^ attr.flags) & fixed) !== 0) throw EPERM;
         if (ctx.uid !== 0 && ctx.uid !== attr.uid) throw EPERM;
-        const flags = (attr.flags & ~(Flag.immutable | Flag.append | Flag.skipTrash)) | storedFlags(wanted);
-        core.changed(ino, await engine.setattr(ctx.op, core.cred(ctx), ino, { flags }));
+        core.changed(ino, await engine.setattr(ctx.op, core.cred(ctx), ino, { flags: wanted }));
       }
       return { result: 0, output: new Uint8Array(0) };
     },
@@ -161,10 +176,33 @@ function shownFlags(flags: number): number {
   );
 }
 
-function storedFlags(flags: number): number {
+function shownXflags(flags: number): number {
   return (
-    ((flags & FS_IMMUTABLE_FL) !== 0 ? Flag.immutable : 0) |
-    ((flags & FS_APPEND_FL) !== 0 ? Flag.append : 0) |
-    ((flags & FS_SECRM_FL) !== 0 ? Flag.skipTrash : 0)
+    ((flags & Flag.immutable) !== 0 ? FS_XFLAG_IMMUTABLE : 0) | ((flags & Flag.append) !== 0 ? FS_XFLAG_APPEND : 0)
+  );
+}
+
+/** Flags of an inode after the ioctl; bits that are not ours to change stay. Throws EOPNOTSUPP for others than ours. */
+function wantedFlags(cmd: number, input: Uint8Array, old: number): number {
+  const v = new DataView(input.buffer, input.byteOffset, input.byteLength);
+  if (cmd === FS_IOC_SETFLAGS) {
+    if (input.length < 4) throw EINVAL;
+    const wanted = v.getUint32(0, true);
+    if ((wanted & ~(FS_SECRM_FL | FS_IMMUTABLE_FL | FS_APPEND_FL)) !== 0) throw EOPNOTSUPP;
+    return (
+      (old & ~(Flag.immutable | Flag.append | Flag.skipTrash)) |
+      ((wanted & FS_IMMUTABLE_FL) !== 0 ? Flag.immutable : 0) |
+      ((wanted & FS_APPEND_FL) !== 0 ? Flag.append : 0) |
+      ((wanted & FS_SECRM_FL) !== 0 ? Flag.skipTrash : 0)
+    );
+  }
+  if (input.length < FSXATTR_BYTES) throw EINVAL;
+  const wanted = v.getUint32(0, true);
+  const rest = [4, 12, 16].some(at => v.getUint32(at, true) !== 0);
+  if (rest || (wanted & ~(FS_XFLAG_IMMUTABLE | FS_XFLAG_APPEND)) !== 0) throw EOPNOTSUPP;
+  return (
+    (old & ~(Flag.immutable | Flag.append)) |
+    ((wanted & FS_XFLAG_IMMUTABLE) !== 0 ? Flag.immutable : 0) |
+    ((wanted & FS_XFLAG_APPEND) !== 0 ? Flag.append : 0)
   );
 }

@@ -127,3 +127,29 @@ test('--subdir with --read-only', { skip }, async () => {
     abortMount(second);
   }
 });
+
+const tools = ['setfacl', 'chattr', 'getfattr'].filter(t => spawnSync('which', [t]).status !== 0);
+test('POSIX ACLs, attributes and inode flags', {
+  skip: lack ?? (tools.length > 0 ? `${tools} missing` : false),
+}, () => {
+  const own = openVolume({ format: ['--trash-days', '0', '--enable-acl'], mount: ['--enable-ioctl'] });
+  try {
+    const sh = (script: string) => {
+      const r = spawnSync('sh', ['-ec', script], { cwd: own.dir, encoding: 'utf8', timeout: 30_000 });
+      assert.equal(r.status, 0, r.stderr);
+      return r.stdout;
+    };
+    sh('mkdir d; setfacl -m u:1234:rwx d; setfacl -d -m g:55:rx d; umask 077; touch d/f');
+    assert.match(sh('getfacl -c d'), /^user:1234:rwx$[\s\S]*^default:group:55:r-x$/m);
+    // The default ACL takes the place of the umask.
+    assert.match(sh('getfacl -c d/f'), /^group:55:r-x\s+#effective:r--$/m);
+    assert.equal(sh('getfattr -m - d | grep -c posix_acl'), '2\n');
+    sh('setfacl -b d; test "$(stat -c %a d)" = 755');
+    sh(
+      'touch i; chattr +i i; ! echo x >> i; ! rm i; ! mv i j; ! chmod 600 i; lsattr i | grep -q -- ----i; chattr -i i; rm i',
+    );
+    sh('touch a; chattr +a a; ! true > a; echo x >> a; ! truncate -s 0 a; chattr -a a; : > a');
+  } finally {
+    assert.equal(own.close(), undefined);
+  }
+});
