@@ -679,7 +679,12 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
       mutate(
         S.make,
         op,
-        { keys, args: [ino8(parent), name, b, ino8(ino), m.target ?? EMPTY, done], cred },
+        {
+          keys,
+          args: [ino8(parent), name, b, ino8(ino), m.target ?? EMPTY, done],
+          cred,
+          groups: (m.flags & O_TRUNC) !== 0,
+        },
         (main, isFresh, extra) => {
           const created = main[0] === 1;
           const { entry } = readEntry(main, 1);
@@ -1360,7 +1365,12 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
         return attr;
       }
       return await covering(op, ino, 0, done =>
-        mutate(S.open, op, { keys: [iKey(ino)], args: [ino8(ino), u32(flags >>> 0), done], cred }, takeAttr),
+        mutate(
+          S.open,
+          op,
+          { keys: [iKey(ino)], args: [ino8(ino), u32(flags >>> 0), done], cred, groups: true },
+          takeAttr,
+        ),
       );
     },
     release: (op, ino) => releaseOf(op, ino, session?.identity.sid ?? 0),
@@ -1388,7 +1398,7 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
       if (typeof set.mtime === 'object') packTime(set.mtime, b, 34);
       b.writeUInt8(set.flags ?? 0, 46);
       b.writeUInt8(set.tier ?? 0, 47);
-      const groups = set.uid !== undefined || set.gid !== undefined;
+      const groups = set.uid !== undefined || set.gid !== undefined || set.killSuidgid === true;
       return await covering(op, ino, set.size ?? 0, done =>
         mutate(S.setattr, op, { keys: [iKey(ino)], args: [ino8(ino), b, done], cred, groups }, takeAttr),
       );

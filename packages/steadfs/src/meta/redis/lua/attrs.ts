@@ -62,7 +62,14 @@ local function body()
     end
     a.mt=NOW changed=true
   elseif band(mask,34231)==0 and not byh then changed=true end
-  if has(65536) and a.t~=2 and a.m~=nosuid(a.m) then a.m=nosuid(a.m) changed=true end
+  if has(65536) and a.t~=2 then
+    local m=afterwrite(old.m,old.g)
+    if m~=old.m then
+      -- chown(2) with neither id: the kernel asks nobody, and only the owner may take the bits away.
+      if band(mask,34239)==0 and not byh and UID~=0 and UID~=old.u then fail(1) end
+      a.m=m changed=true
+    end
+  end
   mode=band(mode,4095)
   local move=false
   if owns then

@@ -158,6 +158,12 @@ local function isowner(a) return CHK==0 or UID==0 or UID==a.u end
 local function sticky(p,a) if band(p.m,512)~=0 and UID~=0 and UID~=p.u and UID~=a.u then fail(1) end end
 local function fixed(a) if band(a.f,3)~=0 then fail(1) end end
 local function nosuid(m) if band(m,8)~=0 then return band(m,bnot(3072)) end return band(m,bnot(2048)) end
+-- After a write or truncation by a caller without CAP_FSETID: who is not in the group takes sgid away in any case.
+local function afterwrite(m,g)
+  m=nosuid(m)
+  if band(m,1024)~=0 and UID~=0 and not ingroup(g) then m=band(m,bnot(1024)) end
+  return m
+end
 local function aclmode(r)
   local o,g,m,x=sunpack('>I2I2I2I2',r)
   if m==65535 then m=g end
@@ -362,7 +368,7 @@ local function opentrunc(d,a,flags,done)
     account(a,Z8,g)
   end
   a.l=Z8 a.mt=NOW a.ct=NOW
-  if UID~=0 then a.m=nosuid(a.m) end
+  if UID~=0 then a.m=afterwrite(a.m,a.g) end
   put(d,a)
   log('TRUNCATE',nil,d,D(old),'0','0')
 end
