@@ -9,6 +9,14 @@
  */
 
 /** Fixed-size records with a state word, in one section. Indexes are stable. */
+/** Numbers of a section, little endian; `at` is in bytes and aligned. Each change is one store, never seen in part. */
+export interface Cells {
+  getUint32(at: number): number;
+  setUint32(at: number, value: number): void;
+  getFloat64(at: number): number;
+  setFloat64(at: number, value: number): void;
+}
+
 export interface Records {
   readonly name: string;
   readonly version: number;
@@ -17,6 +25,8 @@ export interface Records {
   /** The whole section's records: record i is at offsetOf(i). */
   readonly view: DataView;
   readonly bytes: Uint8Array;
+  /** For what changes in a published record: the stores of a DataView go byte by byte until V8 optimises them, and a kill leaves half of one. */
+  readonly cells: Cells;
   offsetOf(index: number): number;
   /** Index of a free record (state 0, contents undefined), now reserved in this process only; undefined when the section is full. */
   alloc(): number | undefined;

@@ -38,7 +38,7 @@ import { randomFillSync } from 'node:crypto';
 import { fstatSync } from 'node:fs';
 import { crc32 } from 'node:zlib';
 import { type ArenaTables, arenaTables, createArena } from './arena.ts';
-import type { Arena, Blob, Capsule, Records, SectionSpec } from './capsule-types.ts';
+import type { Arena, Blob, Capsule, Cells, Records, SectionSpec } from './capsule-types.ts';
 import {
   ftruncate,
   lockHolder,
@@ -480,6 +480,7 @@ function recordsOver(memory: Memory, section: Section): Records {
     capacity,
     view,
     bytes,
+    cells: cellsOver(bytes),
     offsetOf: index => index * recordSize,
     alloc() {
       if (free.length === 0) {
@@ -503,6 +504,21 @@ function recordsOver(memory: Memory, section: Section): Records {
     },
     *live() {
       for (let i = 0; i < high; i++) if (Atomics.load(states, i * stride) !== 0) yield i;
+    },
+  };
+}
+
+function cellsOver({ buffer, byteOffset, byteLength }: Uint8Array): Cells {
+  const u32 = new Uint32Array(buffer, byteOffset, byteLength >> 2);
+  const f64 = new Float64Array(buffer, byteOffset, byteLength >> 3);
+  return {
+    getUint32: at => u32[at >>> 2]!,
+    setUint32: (at, value) => {
+      u32[at >>> 2] = value;
+    },
+    getFloat64: at => f64[at / 8]!,
+    setFloat64: (at, value) => {
+      f64[at / 8] = value;
     },
   };
 }

@@ -124,21 +124,21 @@ export function openJournal(capsule: Capsule): Journal {
     Records,
     Records,
   ];
-  const w = writers.view;
-  const x = extents.view;
-  const s = slices.view;
-  const n = numbers.view;
+  const w = writers.cells;
+  const x = extents.cells;
+  const s = slices.cells;
+  const n = numbers.cells;
   if ([...numbers.live()].length === 0) {
     const rec = numbers.alloc();
     if (rec !== 0) throw new Error("the capsule's section 'numbers' has no record 0");
-    n.setFloat64(8, 0, true);
-    n.setFloat64(16, 0, true);
-    n.setFloat64(24, 0, true);
+    n.setFloat64(8, 0);
+    n.setFloat64(16, 0);
+    n.setFloat64(24, 0);
     numbers.setState(0, LIVE);
   }
-  let seq = n.getFloat64(8, true);
-  let nextId = n.getFloat64(16, true);
-  let endId = n.getFloat64(24, true);
+  let seq = n.getFloat64(8);
+  let nextId = n.getFloat64(16);
+  let endId = n.getFloat64(24);
   /** A free extent record kept for the next. */
   let spare: number | undefined;
 
@@ -147,22 +147,22 @@ export function openJournal(capsule: Capsule): Journal {
       const rec = writers.alloc();
       if (rec === undefined) return undefined;
       const o = writers.offsetOf(rec);
-      w.setUint32(o + 4, 0, true);
-      w.setFloat64(o + 8, ino, true);
-      w.setFloat64(o + 16, mtime.sec, true);
-      w.setUint32(o + 24, mtime.nsec, true);
-      w.setUint32(o + 28, flags, true);
-      w.setUint32(o + 32, tier, true);
+      w.setUint32(o + 4, 0);
+      w.setFloat64(o + 8, ino);
+      w.setFloat64(o + 16, mtime.sec);
+      w.setUint32(o + 24, mtime.nsec);
+      w.setUint32(o + 28, flags);
+      w.setUint32(o + 32, tier);
       writers.setState(rec, LIVE);
       return rec;
     },
     setMtime(rec, mtime) {
       const o = writers.offsetOf(rec);
-      w.setFloat64(o + 16, mtime.sec, true);
-      w.setUint32(o + 24, mtime.nsec, true);
+      w.setFloat64(o + 16, mtime.sec);
+      w.setUint32(o + 24, mtime.nsec);
     },
-    setFlags: (rec, flags) => w.setUint32(writers.offsetOf(rec) + 28, flags, true),
-    setErrno: (rec, errno) => w.setUint32(writers.offsetOf(rec) + 4, errno, true),
+    setFlags: (rec, flags) => w.setUint32(writers.offsetOf(rec) + 28, flags),
+    setErrno: (rec, errno) => w.setUint32(writers.offsetOf(rec) + 4, errno),
     freeWriter: rec => writers.free(rec),
 
     hasExtent() {
@@ -174,65 +174,65 @@ export function openJournal(capsule: Capsule): Journal {
       spare = undefined;
       if (rec === undefined) return undefined;
       const o = extents.offsetOf(rec);
-      x.setUint32(o + 4, index, true);
-      x.setFloat64(o + 8, ino, true);
-      x.setFloat64(o + 16, at, true);
-      x.setFloat64(o + 24, runAt, true);
-      x.setUint32(o + 32, runLength, true);
-      x.setUint32(o + 36, pos, true);
-      x.setUint32(o + 40, len, true);
-      x.setUint32(o + 44, slice + 1, true);
-      x.setUint32(o + 48, off, true);
+      x.setUint32(o + 4, index);
+      x.setFloat64(o + 8, ino);
+      x.setFloat64(o + 16, at);
+      x.setFloat64(o + 24, runAt);
+      x.setUint32(o + 32, runLength);
+      x.setUint32(o + 36, pos);
+      x.setUint32(o + 40, len);
+      x.setUint32(o + 44, slice + 1);
+      x.setUint32(o + 48, off);
       extents.setState(rec, LIVE);
       return rec;
     },
-    setExtentLength: (rec, len) => x.setUint32(extents.offsetOf(rec) + 40, len, true),
+    setExtentLength: (rec, len) => x.setUint32(extents.offsetOf(rec) + 40, len),
     assignExtent(rec, slice, off) {
       const o = extents.offsetOf(rec);
-      x.setUint32(o + 48, off, true);
-      x.setUint32(o + 44, slice + 1, true);
+      x.setUint32(o + 48, off);
+      x.setUint32(o + 44, slice + 1);
     },
-    openExtent: rec => x.setUint32(extents.offsetOf(rec) + 44, 0, true),
+    openExtent: rec => x.setUint32(extents.offsetOf(rec) + 44, 0),
     freeExtent: rec => extents.free(rec),
 
     addSlice(ino, index, id, sliceSeq) {
       const rec = slices.alloc();
       if (rec === undefined) return undefined;
       const o = slices.offsetOf(rec);
-      s.setUint32(o + 4, index, true);
-      s.setFloat64(o + 8, ino, true);
-      s.setFloat64(o + 16, id, true);
-      s.setFloat64(o + 24, sliceSeq, true);
-      for (let at = 32; at < 48; at += 4) s.setUint32(o + at, 0, true);
+      s.setUint32(o + 4, index);
+      s.setFloat64(o + 8, ino);
+      s.setFloat64(o + 16, id);
+      s.setFloat64(o + 24, sliceSeq);
+      for (let at = 32; at < 48; at += 4) s.setUint32(o + at, 0);
       slices.setState(rec, SliceState.growing);
       return rec;
     },
-    setBegun: (rec, blocks) => s.setUint32(slices.offsetOf(rec) + 32, blocks, true),
+    setBegun: (rec, blocks) => s.setUint32(slices.offsetOf(rec) + 32, blocks),
     completeSlice(rec, size) {
-      s.setUint32(slices.offsetOf(rec) + 36, size, true);
+      s.setUint32(slices.offsetOf(rec) + 36, size);
       slices.setState(rec, SliceState.complete);
     },
     setBlockDone(rec, block) {
       if (block >= 64) return;
       const o = slices.offsetOf(rec) + 40 + (block >>> 5) * 4;
-      s.setUint32(o, s.getUint32(o, true) | (1 << (block & 31)), true);
+      s.setUint32(o, s.getUint32(o) | (1 << (block & 31)));
     },
     clearBlocksDone(rec) {
       const o = slices.offsetOf(rec);
-      s.setUint32(o + 40, 0, true);
-      s.setUint32(o + 44, 0, true);
+      s.setUint32(o + 40, 0);
+      s.setUint32(o + 44, 0);
     },
     commitSlice: rec => slices.setState(rec, SliceState.committed),
     freeSlice: rec => slices.free(rec),
 
     nextSeq() {
-      n.setFloat64(8, ++seq, true);
+      n.setFloat64(8, ++seq);
       return seq;
     },
     nextId() {
       if (nextId >= endId) return undefined;
       const id = nextId++;
-      n.setFloat64(16, nextId, true);
+      n.setFloat64(16, nextId);
       return id;
     },
     get idsLeft() {
@@ -240,9 +240,9 @@ export function openJournal(capsule: Capsule): Journal {
     },
     giveIds(first, count) {
       // Emptied first: a kill between the stores wastes ids, and never makes a range of two halves.
-      n.setFloat64(24, 0, true);
-      n.setFloat64(16, first, true);
-      n.setFloat64(24, first + count, true);
+      n.setFloat64(24, 0);
+      n.setFloat64(16, first);
+      n.setFloat64(24, first + count);
       nextId = first;
       endId = first + count;
     },
@@ -252,11 +252,11 @@ export function openJournal(capsule: Capsule): Journal {
         const o = writers.offsetOf(rec);
         return {
           rec,
-          errno: w.getUint32(o + 4, true),
-          ino: w.getFloat64(o + 8, true),
-          mtime: { sec: w.getFloat64(o + 16, true), nsec: w.getUint32(o + 24, true) },
-          flags: w.getUint32(o + 28, true),
-          tier: w.getUint32(o + 32, true),
+          errno: w.getUint32(o + 4),
+          ino: w.getFloat64(o + 8),
+          mtime: { sec: w.getFloat64(o + 16), nsec: w.getUint32(o + 24) },
+          flags: w.getUint32(o + 28),
+          tier: w.getUint32(o + 32),
         };
       }),
     extents: () =>
@@ -264,15 +264,15 @@ export function openJournal(capsule: Capsule): Journal {
         const o = extents.offsetOf(rec);
         return {
           rec,
-          index: x.getUint32(o + 4, true),
-          ino: x.getFloat64(o + 8, true),
-          at: x.getFloat64(o + 16, true),
-          runAt: x.getFloat64(o + 24, true),
-          runLength: x.getUint32(o + 32, true),
-          pos: x.getUint32(o + 36, true),
-          len: x.getUint32(o + 40, true),
-          slice: x.getUint32(o + 44, true) - 1,
-          off: x.getUint32(o + 48, true),
+          index: x.getUint32(o + 4),
+          ino: x.getFloat64(o + 8),
+          at: x.getFloat64(o + 16),
+          runAt: x.getFloat64(o + 24),
+          runLength: x.getUint32(o + 32),
+          pos: x.getUint32(o + 36),
+          len: x.getUint32(o + 40),
+          slice: x.getUint32(o + 44) - 1,
+          off: x.getUint32(o + 48),
         };
       }),
     slices: () =>
@@ -281,14 +281,14 @@ export function openJournal(capsule: Capsule): Journal {
         return {
           rec,
           state: slices.state(rec),
-          index: s.getUint32(o + 4, true),
-          ino: s.getFloat64(o + 8, true),
-          id: s.getFloat64(o + 16, true),
-          seq: s.getFloat64(o + 24, true),
-          begun: s.getUint32(o + 32, true),
-          size: s.getUint32(o + 36, true),
-          doneLow: s.getUint32(o + 40, true),
-          doneHigh: s.getUint32(o + 44, true),
+          index: s.getUint32(o + 4),
+          ino: s.getFloat64(o + 8),
+          id: s.getFloat64(o + 16),
+          seq: s.getFloat64(o + 24),
+          begun: s.getUint32(o + 32),
+          size: s.getUint32(o + 36),
+          doneLow: s.getUint32(o + 40),
+          doneHigh: s.getUint32(o + 44),
         };
       }),
   };

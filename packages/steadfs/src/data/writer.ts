@@ -290,7 +290,10 @@ export function createWriter(options: WriterOptions): Writer {
     waiting.park();
     for (let first = true; ; first = false) {
       const file = files.get(ino) ?? newFile(ino);
-      if (file.chunks.size === 0 && file.length === 0) file.length = attr.length;
+      if (file.chunks.size === 0 && file.length === 0) {
+        file.length = attr.length;
+        file.tier = attr.tier;
+      }
       if (file.error !== undefined) throw told(file);
       if (isFrozen(file, offset, data.bytes.length)) {
         await patiently(new Promise<void>(go => file.unfreeze.push(go)), waiting);
@@ -1274,7 +1277,8 @@ export function createWriter(options: WriterOptions): Writer {
     for (const file of [...files.values()])
       for (const chunk of [...file.chunks.values()])
         for (const slice of [...chunk.slices]) {
-          if (!slice.complete || slice.done.size < blockCount(layout, slice.size)) continue;
+          // Of more than 64 blocks the record does not tell.
+          if (!slice.complete || slice.done.size < Math.min(64, blockCount(layout, slice.size))) continue;
           const records = await meta.readChunk(file.ino, chunk.index);
           if (records.some(r => r.id === slice.id)) finish(slice, false);
           else {

@@ -172,8 +172,8 @@ export class ControlFiles {
     }
     const at = r.offsetOf(record);
     if (!resumed) {
-      r.view.setFloat64(at + 8, stream.fh, true);
-      for (const field of [16, 24, 32]) r.view.setFloat64(at + field, 0, true);
+      r.cells.setFloat64(at + 8, stream.fh);
+      for (const field of [16, 24, 32]) r.cells.setFloat64(at + field, 0);
       r.setState(record, 1);
     }
     const made = r.view.getFloat64(at + 16, true);
@@ -202,12 +202,12 @@ export class ControlFiles {
           let seq = r.view.getFloat64(at + 24, true);
           if (seq === 0) {
             seq = this.#counters.nextSeq();
-            r.view.setFloat64(at + 24, seq, true);
+            r.cells.setFloat64(at + 24, seq);
           }
           return { kind: OpKind.job, slot: slot(0), seq };
         },
         op: lane => this.#counters.jobOp(slot(1 + lane)),
-        remember: ino => r.view.setFloat64(at + 32, ino, true),
+        remember: ino => r.cells.setFloat64(at + 32, ino),
         remembered: () => r.view.getFloat64(at + 32, true) || undefined,
       });
       // At least one on success; a failed `info` has none, and says so in its JSON.
@@ -225,7 +225,7 @@ export class ControlFiles {
   #progress(stream: Stream, job: Job): void {
     if (job.abort.signal.aborted) return;
     job.made++;
-    this.#records.view.setFloat64(this.#records.offsetOf(job.record) + 16, job.made, true);
+    this.#records.cells.setFloat64(this.#records.offsetOf(job.record) + 16, job.made);
     stream.bytes = Buffer.concat([stream.bytes, progressItem(...job.totals)]);
   }
 

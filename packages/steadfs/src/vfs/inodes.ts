@@ -58,8 +58,11 @@ export class Inodes {
       recordSize: REMOVED_SIZE,
       capacity: REMOVED_MAX,
     });
-    for (const index of this.#records.live()) {
-      this.#removed.set(this.#records.view.getFloat64(this.#records.offsetOf(index) + 8, true), index);
+    for (const index of [...this.#records.live()]) {
+      const ino = this.#records.view.getFloat64(this.#records.offsetOf(index) + 8, true);
+      // Two of one inode: the process died between storing the newer and freeing the older.
+      if (this.#removed.has(ino)) this.#records.free(index);
+      else this.#removed.set(ino, index);
     }
   }
 

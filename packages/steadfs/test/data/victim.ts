@@ -78,7 +78,7 @@ function watched(records: Records, instant: () => void): Records {
       return f(...args);
     };
   };
-  const view = new Proxy(records.view, {
+  const cells = new Proxy(records.cells, {
     get(target, name) {
       const value: unknown = Reflect.get(target, name, target);
       if (typeof value !== 'function') return value;
@@ -91,8 +91,9 @@ function watched(records: Records, instant: () => void): Records {
     version: records.version,
     recordSize: records.recordSize,
     capacity: records.capacity,
-    view,
+    view: records.view,
     bytes: records.bytes,
+    cells,
     offsetOf: i => records.offsetOf(i),
     alloc: () => records.alloc(),
     state: i => records.state(i),
