@@ -64,7 +64,6 @@ export const mountFlags: readonly Flag[] = [
   },
   { name: 'readdir-cache', type: 'bool', help: 'let the kernel keep directory listings' },
   { name: 'open-cache', type: 'duration', default: '0s', help: 'time that attributes of open files are used unasked' },
-  { name: 'open-cache-limit', type: 'int', default: '10000', help: 'files in that cache' },
   // data
   {
     name: 'buffer-size',
@@ -239,7 +238,6 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
         negativeEntryCache: within(flags, 'negative-entry-cache', 0, day),
         readdirCache: flags.bool('readdir-cache'),
         openCache: within(flags, 'open-cache', 0, day),
-        openCacheLimit: within(flags, 'open-cache-limit', 0, 1e9),
         hideInternal: flags.bool('hide-internal'),
         prefixInternal: flags.bool('prefix-internal'),
         enableXattr: flags.bool('enable-xattr'),

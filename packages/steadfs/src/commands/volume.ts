@@ -67,7 +67,6 @@ export function unsupported(format: Format): string | undefined {
   if (format.Compression && format.Compression.toLowerCase() !== 'none')
     needs.push(`compression (${format.Compression})`);
   if (format.EncryptKey) needs.push('encryption of its data');
-  if (format.HashPrefix) needs.push('hash prefixes in object names');
   const tiers = Object.values(format.Tiers ?? {}).filter(t => t.ID !== 0 || t.StorageClass || t.Tag);
   if (tiers.length > 0 || format.StorageClass) needs.push('storage classes (tiers)');
   if (!storeKinds().includes(format.Storage.toLowerCase())) needs.push(`storage of type "${format.Storage}"`);

@@ -2,6 +2,7 @@
  * Compaction of chunks (spec/volume.md §4.2): many records become one, the new slice's objects are durable before the metadata forgets the old ones. One block of
  * memory per worker. Works after commits that made a list long and after reads of fragmented chunks, one chunk at a time, when the chunk is left alone for a while.
  */
+import { ENOENT } from '@steadfs/fuse/errno';
 import type { Ino } from '../format/ino.ts';
 import { buildSlices, type Piece, type Slice } from '../format/slice.ts';
 import { type MetaEngine, OpKind } from '../meta/engine.ts';
@@ -113,8 +114,11 @@ export function createCompactor(options: CompactorOptions): Compactor {
 
   const nameOf = (ino: Ino, index: number): string => `${ino}/${index}`;
 
-  const failed = (ino: Ino, index: number, error: unknown): void =>
+  const failed = (ino: Ino, index: number, error: unknown): void => {
+    // The file was removed meanwhile.
+    if (error === ENOENT) return;
     options.warn(`compaction of inode ${ino} chunk ${index} failed: ${error instanceof Error ? error.message : error}`);
+  };
 
   function schedule(ino: Ino, index: number, records: number): void {
     if (options.readOnly || stopped) return;

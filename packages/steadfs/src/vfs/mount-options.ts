@@ -15,7 +15,6 @@ export interface MountOptions {
   readdirCache: boolean;
   /** Seconds; 0: every open asks the database. */
   openCache: number;
-  openCacheLimit: number;
   hideInternal: boolean;
   /** `.jfs.control` instead of `.control`. */
   prefixInternal: boolean;
@@ -55,7 +54,6 @@ export const defaultMountOptions: MountOptions = {
   negativeEntryCache: 0,
   readdirCache: false,
   openCache: 0,
-  openCacheLimit: 10_000,
   hideInternal: false,
   prefixInternal: false,
   enableXattr: false,
