@@ -173,7 +173,7 @@ export function createFileData(options: FileDataOptions): FileData {
     compact: (ino, index) => compactor.compact(ino, index),
 
     async deleteSlices(slices) {
-      if (maxDeletes <= 0 || slices.length === 0) return;
+      if (maxDeletes <= 0 || slices.length === 0) return 0;
       // A machine crash must not bring back metadata whose objects are gone.
       await meta.durable();
       const gone: { id: number; size: number }[] = [];
@@ -195,6 +195,7 @@ export function createFileData(options: FileDataOptions): FileData {
       // The rest stays listed as dead; the hourly job comes by again.
       if (failure !== undefined)
         warn(`dead slices stay in the store: ${failure instanceof Error ? failure.message : failure}`);
+      return gone.length;
     },
 
     stats: () => ({

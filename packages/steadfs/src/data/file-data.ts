@@ -76,8 +76,8 @@ export interface FileData {
 
   /** Compacts one chunk as spec/volume.md §4.2; false when there is nothing to do. */
   compact(ino: Ino, index: number): Promise<boolean>;
-  /** Deletes the blocks of dead slices (after meta.durable()), then meta.slicesDeleted. */
-  deleteSlices(slices: readonly { id: number; size: number }[]): Promise<void>;
+  /** Deletes the blocks of dead slices (after meta.durable()), then meta.slicesDeleted. Answers how many slices are gone. */
+  deleteSlices(slices: readonly { id: number; size: number }[]): Promise<number>;
 
   stats(): DataStats;
   shutdown(): Promise<void>;

@@ -13,10 +13,15 @@ export interface JobContext {
   engine: MetaEngine;
   /** Format.TrashDays of now. */
   trashDays(): number;
-  /** An Op of kind job for one step; slot and seq are the caller's (the capsule's) to give. */
-  op(): Op;
-  /** Deletes the objects of slices that nothing refers to. Those that it answers are gone and will be forgotten; the others are tried again. */
-  deleteSlices(slices: readonly DeadSlice[]): Promise<readonly DeadSlice[]>;
+  /** A new Op of kind job in one of the {@link JOB_LANES} lanes; a lane has one under way at most. Slots and seq are the caller's (the capsule's) to give. */
+  op(lane: number): Op;
+  /** False: objects are left to other clients. */
+  readonly deletesObjects: boolean;
+  /**
+   * Deletes the objects of slices that nothing refers to, when the metadata that forgot them is durable, and their rows (FileData.deleteSlices). Answers how many are
+   * gone; the others are tried again another time.
+   */
+  deleteSlices(slices: readonly DeadSlice[]): Promise<number>;
   /** True when the mount is about to end: jobs stop between two steps. */
   stopping(): boolean;
   log(message: string): void;
@@ -27,7 +32,8 @@ const HOUR = 3600;
 const BUDGET = 50 * 60;
 const DELFILES_MAX = 600_000;
 const PAGE = 1000;
-const UNLINK_PARALLEL = 8;
+/** Entries of the trash removed at the same time. */
+export const JOB_LANES = 8;
 
 const superuser: Cred = { uid: 0, gid: 0, pid: 0, groups: () => [0], checkPermission: false };
 
@@ -47,19 +53,14 @@ export async function cleanStaleSessions(context: JobContext, heartbeat: number)
   }
 }
 
-/** Objects of dead slices, once the metadata that forgot them is durable; then their rows. */
 async function deleteDead(context: JobContext, dead: readonly DeadSlice[]): Promise<number> {
-  if (dead.length === 0) return 0;
-  await context.engine.durable();
-  const gone = await context.deleteSlices(dead);
-  if (gone.length > 0) await context.engine.slicesDeleted(gone);
-  return gone.length;
+  return dead.length === 0 || !context.deletesObjects ? 0 : await context.deleteSlices(dead);
 }
 
 /** Deletes the data of one removed file. */
-export async function deleteFile(context: JobContext, ino: Ino, length: number): Promise<void> {
+export async function deleteFile(context: JobContext, lane: number, ino: Ino, length: number): Promise<void> {
   for (let done = false; !done && !context.stopping(); ) {
-    const step = await context.engine.deleteFileData(context.op(), ino, length);
+    const step = await context.engine.deleteFileData(context.op(lane), ino, length);
     done = step.done;
     await deleteDead(context, step.dead);
   }
@@ -76,7 +77,7 @@ export async function cleanDeletedFiles(context: JobContext): Promise<void> {
     if (files.length === 0) return;
     for (const f of files) {
       if (over()) return;
-      await deleteFile(context, f.ino, f.length);
+      await deleteFile(context, 0, f.ino, f.length);
     }
     n += files.length;
   }
@@ -85,7 +86,7 @@ export async function cleanDeletedFiles(context: JobContext): Promise<void> {
 /** Hourly: slices without references. */
 export async function cleanDeadSlices(context: JobContext): Promise<void> {
   const { engine } = context;
-  if (!(await engine.claimDuty('nextCleanupSlices', HOUR))) return;
+  if (!context.deletesObjects || !(await engine.claimDuty('nextCleanupSlices', HOUR))) return;
   const over = budget(context);
   while (!over()) {
     const dead = await engine.deadSlices(PAGE);
@@ -152,25 +153,29 @@ export async function expireTrash(context: JobContext, before: number, over: () 
       const time = trashFolderTime(Buffer.from(folder.name).toString('latin1'));
       if (time === undefined || time >= before) continue;
       for await (const page of entries(engine, folder.ino)) {
-        for (let at = 0; at < page.length; at += UNLINK_PARALLEL) {
-          if (over()) return;
-          await Promise.all(page.slice(at, at + UNLINK_PARALLEL).map(e => removeTrashed(context, folder.ino, e)));
-        }
+        let next = 0;
+        const work = async (lane: number) => {
+          while (next < page.length && !over()) await removeTrashed(context, lane, folder.ino, page[next++]!);
+        };
+        // All come to their end before a lane is used again.
+        const ends = await Promise.allSettled(Array.from({ length: JOB_LANES }, (_, lane) => work(lane)));
+        for (const end of ends) if (end.status === 'rejected') throw end.reason;
+        if (over()) return;
       }
-      await unlessGone(engine.rmdir(context.op(), superuser, TRASH, folder.name, true));
+      await unlessGone(engine.rmdir(context.op(0), superuser, TRASH, folder.name, true));
     }
   }
 }
 
-async function removeTrashed(context: JobContext, folder: Ino, e: DirEntry): Promise<void> {
+async function removeTrashed(context: JobContext, lane: number, folder: Ino, e: DirEntry): Promise<void> {
   const { engine } = context;
   if (e.type === FileType.directory) {
-    await unlessGone(engine.rmdir(context.op(), superuser, folder, e.name, true));
+    await unlessGone(engine.rmdir(context.op(lane), superuser, folder, e.name, true));
     return;
   }
   try {
-    const removed = await engine.unlink(context.op(), superuser, folder, e.name, () => false, true);
-    if (removed.state === 'deleted') await deleteFile(context, removed.ino, removed.attr.length);
+    const removed = await engine.unlink(context.op(lane), superuser, folder, e.name, () => false, true);
+    if (removed.state === 'deleted') await deleteFile(context, lane, removed.ino, removed.attr.length);
   } catch (error) {
     if (!(error instanceof Errno) || error.errno !== ENOENT.errno) throw error;
   }
@@ -179,7 +184,7 @@ async function removeTrashed(context: JobContext, folder: Ino, e: DirEntry): Pro
 /** Dereferences delayed slices that were put off before `before`, and deletes those that are dead then. */
 export async function expireDelayed(context: JobContext, before: number, over: () => boolean): Promise<void> {
   while (!over()) {
-    const step = await context.engine.expireDelayedSlices(context.op(), before, 100);
+    const step = await context.engine.expireDelayedSlices(context.op(0), before, 100);
     await deleteDead(context, step.dead);
     if (!step.more) return;
   }

@@ -734,10 +734,13 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       const context: JobContext = {
         engine: c.engine,
         trashDays: () => 1,
-        op: () => ({ kind: OpKind.job, slot: 0, seq: c.op().seq }),
+        op: lane => ({ kind: OpKind.job, slot: lane, seq: c.op().seq }),
+        deletesObjects: true,
         deleteSlices: async dead => {
+          await c.engine.durable();
           objects.push(...dead.map(s => s.id));
-          return dead;
+          await c.engine.slicesDeleted(dead);
+          return dead.length;
         },
         stopping: () => false,
         log: message => assert.fail(message),

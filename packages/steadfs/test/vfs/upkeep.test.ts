@@ -1,0 +1,60 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ROOT } from '../../src/format/ino.ts';
+import { startLog } from '../../src/observe/log.ts';
+import { Counters } from '../../src/vfs/counters.ts';
+import { createUpkeep } from '../../src/vfs/upkeep.ts';
+import { MIB, makeVolume, patient, writeData } from '../data/harness.ts';
+
+test('data of removed files is deleted, no two at a time by one op slot', async () => {
+  const v = await makeVolume({ arena: 64 * MIB, format: { TrashDays: 0 } });
+  try {
+    const { data, capsule } = v.start({ bufferSize: 32 * MIB });
+    const counters = new Counters(capsule);
+    const upkeep = createUpkeep({
+      engine: v.engine,
+      data,
+      log: startLog({ level: 'fatal', async: true }),
+      format: () => v.format,
+      jobOp: slot => counters.jobOp(slot),
+      heartbeat: 12,
+      noJobs: true,
+      deleteObjects: true,
+    });
+    const busy = new Set<number>();
+    const { deleteFileData } = v.engine;
+    v.engine.deleteFileData = async (op, ino, length) => {
+      assert.ok(!busy.has(op.slot), `slot ${op.slot} twice`);
+      busy.add(op.slot);
+      await sleep(2);
+      const result = await deleteFileData.call(v.engine, op, ino, length);
+      busy.delete(op.slot);
+      return result;
+    };
+    const objects = async () => (await v.store.list('', '', 1000)).objects;
+    for (let i = 0; i < 40; i++) {
+      const ino = await v.newFile(`f${i}`);
+      await data.write(ino, 0, writeData(capsule, Buffer.alloc(1000, i)), await v.attr(ino), false, patient);
+    }
+    await data.flushAll();
+    assert.ok((await objects()).length >= 40);
+    for (let i = 0; i < 40; i++) {
+      const { ino, attr, state } = await v.client.unlink(ROOT, `f${i}`);
+      assert.equal(state, 'deleted');
+      upkeep.deleted(ino, attr.length);
+      upkeep.deleted(ino, attr.length);
+    }
+    const end = performance.now() + 10_000;
+    while ((await objects()).length > 0 && performance.now() < end) await sleep(10);
+    assert.deepEqual(
+      (await objects()).map(o => o.key),
+      [],
+    );
+    await upkeep.stop();
+    assert.deepEqual(await v.engine.deletedFiles(Date.now() / 1000 + 10, 10), []);
+    await data.shutdown();
+  } finally {
+    await v.dispose();
+  }
+});
