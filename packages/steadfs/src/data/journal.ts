@@ -12,6 +12,7 @@
  *        0 u32 state: 1 growing, 2 complete, 3 committed (its extents are garbage)    4 u32 chunk index    8 f64 inode
  *       16 f64 slice id      24 f64 seq: order of creation, and seq of the commit's Op (slot = index of this record)
  *       32 u32 blocks whose upload has begun (growing)  36 u32 size (complete)    40 u32, 44 u32 bits of blocks 0..63 that are in the store
+ *       48 f64 when the first of them was (ms since 1970, 0 = not noted)
  *     'numbers'  one record (64 bytes)
  *        0 u32 state (1)      8 f64 last seq used       16 f64 next slice id    24 f64 end of the fetched slice ids
  *
@@ -69,6 +70,7 @@ export interface SliceRecord {
   size: number;
   doneLow: number;
   doneHigh: number;
+  uploadedAt: number;
 }
 
 export interface Journal {
@@ -102,6 +104,8 @@ export interface Journal {
   /** Freezes the whole slice. */
   completeSlice(rec: number, size: number): void;
   setBlockDone(rec: number, block: number): void;
+  /** Before the first setBlockDone. */
+  setUploadedAt(rec: number, ms: number): void;
   clearBlocksDone(rec: number): void;
   commitSlice(rec: number): void;
   freeSlice(rec: number): void;
@@ -203,7 +207,7 @@ export function openJournal(capsule: Capsule): Journal {
       s.setFloat64(o + 8, ino);
       s.setFloat64(o + 16, id);
       s.setFloat64(o + 24, sliceSeq);
-      for (let at = 32; at < 48; at += 4) s.setUint32(o + at, 0);
+      for (let at = 32; at < 56; at += 4) s.setUint32(o + at, 0);
       slices.setState(rec, SliceState.growing);
       return rec;
     },
@@ -217,6 +221,7 @@ export function openJournal(capsule: Capsule): Journal {
       const o = slices.offsetOf(rec) + 40 + (block >>> 5) * 4;
       s.setUint32(o, s.getUint32(o) | (1 << (block & 31)));
     },
+    setUploadedAt: (rec, ms) => s.setFloat64(slices.offsetOf(rec) + 48, ms),
     clearBlocksDone(rec) {
       const o = slices.offsetOf(rec);
       s.setUint32(o + 40, 0);
@@ -289,6 +294,7 @@ export function openJournal(capsule: Capsule): Journal {
           size: s.getUint32(o + 36),
           doneLow: s.getUint32(o + 40),
           doneHigh: s.getUint32(o + 44),
+          uploadedAt: s.getFloat64(o + 48),
         };
       }),
   };

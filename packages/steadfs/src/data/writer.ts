@@ -775,8 +775,9 @@ export function createWriter(options: WriterOptions): Writer {
           recovered();
           slice.failures = 0;
           slice.done.add(block);
-          if (slice.done.size === 1) slice.uploadedAt = performance.now();
+          if (slice.done.size === 1) slice.uploadedAt = Date.now();
           if (!slice.dropped) {
+            if (slice.done.size === 1) journal.setUploadedAt(slice.rec, slice.uploadedAt);
             journal.setBlockDone(slice.rec, block);
             if (slice.complete && slice.done.size === blockCount(layout, slice.size)) uploaded(slice);
           }
@@ -885,7 +886,7 @@ export function createWriter(options: WriterOptions): Writer {
     if (slice.durable === 'syncing' && !(grows && slice.extents[0]!.pos + chunk.index * CHUNK_SIZE >= file.length))
       return;
     if (grows && heldByLower(file, chunk.index)) return;
-    if (performance.now() - slice.uploadedAt > UPLOAD_VALID) {
+    if (Date.now() - slice.uploadedAt > UPLOAD_VALID) {
       slice.done.clear();
       journal.clearBlocksDone(slice.rec);
       for (let block = 0; block < slice.begun; block++) queue.push({ slice, block });
@@ -1183,7 +1184,7 @@ export function createWriter(options: WriterOptions): Writer {
       slice.complete = r.state === SliceState.complete;
       slice.begun = slice.complete ? blockCount(layout, r.size) : r.begun;
       slice.size = slice.complete ? r.size : r.begun * bs;
-      slice.uploadedAt = performance.now();
+      slice.uploadedAt = r.uploadedAt || Date.now();
       for (let block = 0; block < Math.min(64, slice.begun); block++)
         if (((block < 32 ? r.doneLow : r.doneHigh) >>> (block & 31)) & 1) slice.done.add(block);
       chunk.slices.push(slice);

@@ -111,6 +111,31 @@ describe('file data under faults', { timeout: 60_000 }, () => {
       await s.data.shutdown();
     }));
 
+  it('stores blocks again that waited for their commit for an hour, most of it without a process', t =>
+    withVolume(async v => {
+      const engine = Object.assign(Object.create(v.engine) as MetaEngine, { write: () => new Promise(() => {}) });
+      const s = v.start({ meta: engine });
+      const ino = await v.newFile('a');
+      const bytes = randomBytes(300_000);
+      const { now } = Date;
+      const clock = t.mock.method(Date, 'now', () => now() - 3600_000);
+      await put(v, s, ino, 0, bytes);
+      void s.data.flush(ino);
+      const stored = async () => (await v.store.list('vol/chunks/', '', 100)).objects;
+      for (let i = 0; i < 200 && (await stored()).length === 0; i++) await pause(10);
+      await pause(50);
+      await s.data.shutdown();
+      // What a collector of unreferenced objects does.
+      for (const { key } of await stored()) await v.store.delete(key);
+      clock.mock.restore();
+      const next = v.start();
+      await next.data.recover();
+      await next.data.flush(ino);
+      assert.equal((await stored()).length, 1);
+      assert.deepEqual(await readAll(next.data, ino, 300_000), bytes);
+      await next.data.shutdown();
+    }));
+
   it('a refused commit (quota) is reported by write and flush until the handle is closed, over a restart too', () =>
     withVolume(async v => {
       let refuse = true;
