@@ -39,7 +39,7 @@ const SUITES: Record<string, Suite> = {
 
 function usage(): string {
   const list = Object.entries(SUITES).map(([name, suite]) => `  ${name.padEnd(12)}${suite.summary}`);
-  return `node suites/run.ts NAME… | all  --dir DIR | --mount [--client juicefs] [--format FLAGS] [--options FLAGS]
+  return `node suites/run.ts NAME… | all  --dir DIR | --mount [--client juicefs] [--format=FLAGS] [--options=FLAGS]
   [--full] [--seed N] [--suites DIR] [--verbose] [--keep]\n\n${list.join('\n')}`;
 }
 

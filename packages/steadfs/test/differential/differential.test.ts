@@ -1,7 +1,7 @@
 // timeout: 200
 /** Short runs of the differential test; `STEADFS_FULL=1` makes them long. Steadfs is compared with the file system of the temporary folder. */
 import assert from 'node:assert/strict';
-import { mkdtempSync } from 'node:fs';
+import { chmodSync, mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -12,6 +12,13 @@ import { describe, run } from './differential.ts';
 const full = process.env.STEADFS_FULL === '1';
 const first = Number(process.env.STEADFS_SEED ?? Math.floor(Math.random() * 1e6));
 
+/** A folder that other users may pass through. */
+function folder(prefix: string): string {
+  const path = mkdtempSync(join(tmpdir(), prefix));
+  chmodSync(path, 0o711);
+  return path;
+}
+
 async function sequences(a: string, b: string, runs: number, operations: number): Promise<void> {
   for (let seed = first; seed < first + runs; seed++) {
     const { difference, summary } = await run({ a, b, seed, operations });
@@ -21,7 +28,7 @@ async function sequences(a: string, b: string, runs: number, operations: number)
 }
 
 test(`a local file system equals itself, seed ${first}`, async () => {
-  const [a, b] = [mkdtempSync(join(tmpdir(), 'a-')), mkdtempSync(join(tmpdir(), 'b-'))];
+  const [a, b] = [folder('a-'), folder('b-')];
   try {
     await sequences(a, b, 1, 1000);
   } finally {
@@ -32,7 +39,7 @@ test(`a local file system equals itself, seed ${first}`, async () => {
 
 const lack = missing('steadfs');
 test(`Steadfs equals a local file system, seed ${first}`, { skip: lack ?? false }, async () => {
-  const b = mkdtempSync(join(tmpdir(), 'b-'));
+  const b = folder('b-');
   // Directory times at once: local file systems do not wait 100 ms.
   const volume = openVolume({ mount: ['--enable-xattr', '--skip-dir-mtime', '0'] });
   let good = false;
