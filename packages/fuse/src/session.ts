@@ -96,7 +96,7 @@ import {
   Errno,
   errnoOf,
 } from './errno.ts';
-import { APPLIED, INTERRUPTED, REPLY, SLOTS, Slots } from './slots.ts';
+import { APPLIED, INTERRUPTED, PARKED_REPLY_MAX, REPLY, SLOTS, Slots } from './slots.ts';
 import type { Memory } from './sys.ts';
 import type {
   AttrOut,
@@ -973,7 +973,7 @@ class Server implements Session, Receiver {
       for (const index of from.records.live()) {
         const spill = slots.spill(from, index);
         if (!spill) continue;
-        if (from === slots.slots && from.records.state(index) === APPLIED) continue;
+        if (from.records.state(index) === APPLIED) continue;
         try {
           slots.arena.claim(spill.offset, spill.length);
         } catch (error) {
@@ -1004,6 +1004,7 @@ class Server implements Session, Receiver {
     for (const p of parked.records.live()) {
       const id = this.#id(slots.uniqueLo(parked, p), slots.uniqueHi(parked, p));
       if (ids.has(id)) slots.freeParked(p);
+      else if (parked.records.state(p) === APPLIED) this.#answerParked(p);
       else {
         this.#parkedIds.set(id, p);
         waiting.push(p);
@@ -1018,6 +1019,19 @@ class Server implements Session, Receiver {
     this.#adopted.repeated = taken.length;
     for (const k of taken) this.#dispatch(k, true);
     this.#pump();
+  }
+
+  #answerParked(p: number): void {
+    const { slots, device } = this;
+    const { view, address } = device.staging;
+    const { errno, payload } = slots.parkedReply(p, view);
+    const { parked } = slots;
+    this.#header(view, 0, OUT_HEADER + payload, errno, slots.uniqueLo(parked, p), slots.uniqueHi(parked, p));
+    const n = device.write(address, OUT_HEADER + payload);
+    if (n < 0 && n !== ENOENT_WRITE && n !== ENODEV_WRITE)
+      this.#log('error', `a stored reply is refused with errno ${-n}`);
+    slots.freeParked(p);
+    this.#adopted.answered++;
   }
 
   /** Parked records of the process before: their requests are replays. */
@@ -1352,6 +1366,8 @@ class Server implements Session, Receiver {
     const length = OUT_HEADER + payload;
     const address = this.#prepare(request, errno, length);
     if (request.slot >= 0) this.slots.applied(request.slot, length);
+    else if (payload <= PARKED_REPLY_MAX)
+      this.slots.appliedParked(request.parked, errno, payload, this.device.staging.view);
     this.#written(request, this.device.write(address, length), errno);
   }
 

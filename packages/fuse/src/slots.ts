@@ -25,6 +25,7 @@
  *   TAKEN                     handed to the file system again, with the same Op
  *   APPLIED                   only answered again; ENOENT from the kernel means that it was answered
  *   PARKED                    its id is in a slot too: dropped. Else it is queued for a slot, and gets a new Op there
+ *   APPLIED (parked)          only answered again; for replies of at most 8 bytes (a WRITE that waited must not come after a newer one)
  *
  * Pages of the arena are not marked anywhere: who adopts claims those of its records. A WRITE whose data the file system has
  * taken is in the file system's records and in the slot until it is answered; so the file system claims first (before
@@ -35,7 +36,7 @@
  * slot gets free. So reading goes on until the parked table itself is full.
  */
 import koffi from 'koffi';
-import { IN_HEADER, IN_LEN, IN_OPCODE, IN_UNIQUE, OP, PAGE, WRITE_PREFIX } from './abi.ts';
+import { IN_HEADER, IN_LEN, IN_OPCODE, IN_UNIQUE, OP, OUT_HEADER, PAGE, WRITE_PREFIX } from './abi.ts';
 import type { Arena, Capsule, Records } from './capsule-types.ts';
 
 export const SLOTS = 256;
@@ -58,7 +59,8 @@ export const QUEUED = 2;
 
 // Slot and parked record: state u32 @0, flags u32 @4, seq f64 @8 (exact integer: one aligned store), unique u32 u32 @16 (low, high),
 // request length u32 @24, of that inline u32 @28, arena offset of the spill f64 @32 (-1 = none), its length u32 @40,
-// reply length u32 @44 (slots) or the slot of the op (parked), 48..63 unused.
+// reply length u32 @44 (slots) or the slot of the op (parked), 48..63 unused (slots) or the reply (parked): bytes behind its header
+// u32 @48, errno u32 @52, those bytes @56.
 const FLAGS = 4;
 const SEQ = 8;
 const UNIQUE = 16;
@@ -67,6 +69,9 @@ const INLINE_LENGTH = 28;
 const SPILL = 32;
 const SPILL_LENGTH = 40;
 const REPLY_LENGTH = 44;
+const PARKED_REPLY = 48;
+/** Bytes of a reply that a parked record has room for. */
+export const PARKED_REPLY_MAX = 8;
 const RECORD_HEADER = 64;
 /** The reply is at this offset of the slot, the request behind it. */
 export const REPLY_AT = RECORD_HEADER;
@@ -474,6 +479,24 @@ export class Slots {
   applied(k: number, replyLength: number): void {
     this.slots.u32[(k * SLOT_SIZE + REPLY_LENGTH) / 4] = replyLength;
     this.slots.records.setState(k, APPLIED);
+  }
+  /** The same for a parked request; the reply (at most 8 bytes) is in `view` behind its header. */
+  appliedParked(p: number, errno: number, payload: number, view: DataView): void {
+    const { u32, records } = this.parked;
+    const w = (p * PARKED_SIZE + PARKED_REPLY) / 4;
+    u32[w] = payload;
+    u32[w + 1] = errno;
+    u32[w + 2] = view.getUint32(OUT_HEADER, true);
+    u32[w + 3] = view.getUint32(OUT_HEADER + 4, true);
+    records.setState(p, APPLIED);
+  }
+  /** Puts the stored reply's bytes into `view`; answers how many and the errno. */
+  parkedReply(p: number, view: DataView): { errno: number; payload: number } {
+    const { u32 } = this.parked;
+    const w = (p * PARKED_SIZE + PARKED_REPLY) / 4;
+    view.setUint32(OUT_HEADER, u32[w + 2]!, true);
+    view.setUint32(OUT_HEADER + 4, u32[w + 3]!, true);
+    return { errno: u32[w + 1]!, payload: u32[w]! };
   }
   replyLength(k: number): number {
     return this.slots.u32[(k * SLOT_SIZE + REPLY_LENGTH) / 4]!;

@@ -670,6 +670,47 @@ test('adoption: pages that the file system took before the death are not given a
   await next.done;
 });
 
+test('adoption: a parked request whose reply was stored is only answered', async () => {
+  const never = new Promise<never>(() => {});
+  const { kernel, session, fds } = await connect({
+    lookup: () => entry,
+    getattr: () => entry,
+    write: ctx => {
+      ctx.park();
+      return never;
+    },
+    fsync: ctx => {
+      ctx.park();
+      return never;
+    },
+  });
+  const write = kernel.send(OP.WRITE, 1, pack(0n, 0n, 70_000, 0, 0n, 0, 0, new Uint8Array(70_000)));
+  const fsync = kernel.send(OP.FSYNC, 1, pack(0n, 0, 0));
+  await kernel.call(OP.GETATTR, 1, 0, 0, 0n);
+  session.stopReading();
+  // As far as the process came before its death: the replies are stored, not written.
+  const slots = new Slots(openCapsule(fds), 1 << 17);
+  const view = new DataView(new ArrayBuffer(64));
+  view.setUint32(16, 70_000, true);
+  for (const p of slots.parked.records.live()) {
+    const isWrite = slots.uniqueLo(slots.parked, p) === Number(write);
+    slots.appliedParked(p, isWrite ? 0 : EIO.errno, isWrite ? 8 : 0, view);
+  }
+  const next = start(
+    { lookup: () => entry, getattr: () => entry, write: () => assert.fail(), fsync: () => assert.fail() },
+    kernel,
+    fds,
+  );
+  await next.start();
+  const answer = await kernel.answer(write);
+  assert.deepEqual([answer.error, answer.body.length, answer.view.getUint32(0, true)], [0, 8, 70_000]);
+  assert.equal((await kernel.answer(fsync)).error, EIO.errno);
+  assert.deepEqual(next.stats.adopted, { answered: 2, repeated: 0, parked: 0 });
+  assert.equal(next.stats.parked, 0);
+  kernel.close();
+  await next.done;
+});
+
 test('adoption: what was taken is handed out again with the same op, what is parked with a new one', async () => {
   const taken: [number, Op][] = [];
   const never = new Promise<never>(() => {});
