@@ -234,7 +234,12 @@ export class ControlFiles {
     item[0] = RESULT;
     item.writeUInt32BE(made, 1);
     end.copy(item, 5);
-    this.#items.append(stream.fh, item);
+    try {
+      this.#items.append(stream.fh, item);
+    } catch (error) {
+      // The capsule is full: the reader has its answer all the same, only the next process would carry the request out again.
+      if (!(error instanceof Errno)) throw error;
+    }
     stream.bytes = Buffer.concat([stream.bytes, end]);
     stream.request = stream.bytes.length;
     stream.cred = undefined;
