@@ -180,6 +180,9 @@ function compareResults(operation: Operation, a: string, b: string, before: (Obs
   if (a === b) return undefined;
   const target = before[0];
   const device = typeof target === 'object' && (target.type === 0o020000 || target.type === 0o060000);
+  // chown of neither id by somebody else: on FUSE the request is the one that precedes a write, so it takes suid and sgid away.
+  const neither = (operation.call === 'chown' || operation.call === 'fchown') && operation.uid < 0 && operation.gid < 0;
+  if (neither && b.includes('EPERM')) return undefined;
   if (operation.call === 'open' && (device || (a === '"EACCES"' && /ENXIO|ENODEV/.test(b)))) return undefined;
   return `result\n    a: ${a}\n    b: ${b}`;
 }
