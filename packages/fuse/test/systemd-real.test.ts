@@ -17,15 +17,19 @@ const can =
 const skip = can ? false : 'needs root, /dev/fuse, unshare and systemd';
 const notes = new URL('../examples/notes.ts', import.meta.url).pathname;
 const load = new URL('./helpers/load.ts', import.meta.url).pathname;
+const repository = new URL('../../..', import.meta.url).pathname;
 const exec = promisify(execFile);
 
-/** Without a tmpfs of its own it would clean the machine's /tmp. */
+/** Without a tmpfs of its own it would clean the machine's /tmp; the repository may be below that. */
 const SETUP = `
 set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs /run
-mkdir -p /run/systemd/system /run/m
+mkdir -p /run/systemd/system /run/m /run/repository
+mount --bind ${repository} /run/repository
 mount -t tmpfs tmpfs /tmp
+mkdir -p ${repository}
+mount --bind /run/repository ${repository}
 mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null || true
 printf '[Unit]\\nDefaultDependencies=no\\n' >/run/systemd/system/steadfs-test.target
 cat >/run/systemd/system/notes.service <<UNIT

@@ -28,10 +28,12 @@ export async function startMariadb(settings: readonly string[] = []): Promise<Ma
   mkdirSync(data);
   if (ids) for (const d of [dir, data]) chownSync(d, ids.uid, ids.gid);
   const user = root ? ['--user=mysql'] : [];
+  // The server's own user cannot write where TMPDIR may point to.
+  const env = { ...process.env, TMPDIR: dir };
   const init = spawnSync(
     'mariadb-install-db',
     ['--no-defaults', ...user, `--datadir=${data}`, '--auth-root-authentication-method=socket', '--skip-test-db'],
-    { encoding: 'utf8', timeout: 120_000 },
+    { encoding: 'utf8', timeout: 120_000, env },
   );
   if (init.status !== 0) {
     rmSync(dir, { recursive: true, force: true });
@@ -60,7 +62,7 @@ export async function startMariadb(settings: readonly string[] = []): Promise<Ma
       await connection.end();
     }
   };
-  const start = () => startServer(server, args, {}, () => admin('select 1'));
+  const start = () => startServer(server, args, { env }, () => admin('select 1'));
   let child = await start();
   if (child === undefined) {
     rmSync(dir, { recursive: true, force: true });
