@@ -36,6 +36,8 @@ import { commandEngineOptions, openVolumeStore } from './volume.ts';
 
 /** After this long a service has touched what it needs to start. */
 const SETTLED_MS = 5000;
+/** The log's library is loaded this long after the first line: behind the first answers, and before the start-up's memory is given back. */
+const START_UP_MS = 1000;
 
 interface Warm {
   options: ServiceOptions;
@@ -57,7 +59,7 @@ interface Assembled {
 export async function serveMount(argv: readonly string[]): Promise<void> {
   if (argv.includes('--warm')) return rehearse();
   // Until the launch record is read: to stderr, which the keeper has opened.
-  let log: LogHandle = startLog({ level: 'info', async: true });
+  let log: LogHandle = startLog({ level: 'info', startUpMs: START_UP_MS });
   let session: Session | undefined;
   await runService<Warm>({
     version: VERSION,
@@ -67,8 +69,11 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       const options = launch.options as ServiceOptions;
       Object.assign(process.env, options.environment);
       log.flush();
-      log = startLog({ level: options.logLevel, async: true, ...(options.logFile ? { file: options.logFile } : {}) });
-      process.on('exit', () => log.flush());
+      log = startLog({
+        level: options.logLevel,
+        startUpMs: START_UP_MS,
+        ...(options.logFile ? { file: options.logFile } : {}),
+      });
       process.on('SIGHUP', () => log.reopen());
       return prepare(options, log);
     },
@@ -372,7 +377,7 @@ async function rehearse(): Promise<void> {
       metaUrl,
       volume: { name: format.Name, uuid: format.UUID },
     };
-    const log = startLog({ level: 'fatal', async: true });
+    const log = startLog({ level: 'fatal' });
     const maker = await openEngine(metaUrl, { ...commandEngineOptions });
     await maker.init(format, false);
     await maker.close();

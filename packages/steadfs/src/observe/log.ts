@@ -1,9 +1,11 @@
 /**
- * Log lines for people: `2026/11/21 07:39:53.298308 steadfs[9533] <INFO>: message {"more":1}`, and the stack of an error below.
- * (pino was measured: 20 ms of start-up, which a crash would add to its pause, and 8 MB resident.)
+ * Log lines for people: `2026/11/21 07:39:53.298308 steadfs[9533] <INFO>: message {"more":1}`, and the stack of an error below. They are pino's
+ * (log-pino.ts), which costs 10 ms of CPU and 8 MB to load: it is loaded when the process is past its start, so that a crash does not add that to its pause.
+ * Lines until then wait in memory; a process that ends before writes them itself.
  */
-import { appendFileSync, closeSync, existsSync, mkdirSync, openSync, write, writeSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, writeSync } from 'node:fs';
 import { dirname } from 'node:path';
+import type { PinoLog } from './log-pino.ts';
 
 export const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal'] as const;
 export type Level = (typeof LEVELS)[number];
@@ -18,14 +20,14 @@ export interface LogOptions {
   color?: boolean;
   /** Appended to; stderr when absent. */
   file?: string;
-  /** Lines are written off the event loop, in order: a full disk or a stopped terminal must not stop a mount. */
-  async?: boolean;
+  /** Milliseconds from the first line until pino is loaded; 0 when absent. A warning or worse does not wait longer than 100. */
+  startUpMs?: number;
 }
 
 export interface LogHandle extends Log {
   /** Opens the file again by name (after it was rotated). */
   reopen(): void;
-  /** What was logged is in the file. */
+  /** Lines that still wait for pino are written, synchronously. Happens at the process's exit by itself. */
   flush(): void;
 }
 
@@ -38,8 +40,7 @@ const NAMES: Record<Level, string> = {
   fatal: 'FATAL',
 };
 const COLORS: Record<Level, number> = { trace: 90, debug: 90, info: 34, warn: 33, error: 31, fatal: 31 };
-/** Lines that wait for a slow disk; further ones are counted and dropped. */
-const MOST_WAITING = 10_000;
+const WARNING_MS = 100;
 
 /** One line, with its newline. `time` in ms since 1970, fractions count. */
 export function formatLine(
@@ -63,7 +64,7 @@ export function formatLine(
 }
 
 /** The stack of an error and of its causes. */
-function errorText(error: unknown): string {
+export function errorText(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const own = error.stack ?? error.message;
   return error.cause === undefined ? own : `${own}\ncaused by ${errorText(error.cause)}`;
@@ -82,42 +83,62 @@ export function startLog(options: LogOptions): LogHandle {
   const open = () => (options.file ? openSync(options.file, 'a', 0o644) : 2);
   let fd = open();
   const least = Math.max(0, LEVELS.indexOf(options.level as Level));
-  let waiting: string[] = [];
-  let dropped = 0;
-  let busy = false;
+  let pino: PinoLog | undefined;
+  /** Lines before pino is there. */
+  let early: string[] = [];
+  let timer: NodeJS.Timeout | undefined;
+  let due = Number.POSITIVE_INFINITY;
+  /** pino cannot be loaded: every line is written at once then. */
+  let without = false;
 
-  const pump = (): void => {
-    if (busy || waiting.length === 0) return;
-    busy = true;
-    const data = Buffer.from(waiting.join(''));
-    waiting = [];
-    write(fd, data, 0, data.length, null, () => {
-      // A disk that is full or a terminal that is gone cannot be told to anybody; the next line is tried again.
-      busy = false;
-      if (dropped > 0) {
-        waiting.push(line('warn', {}, `${dropped} log lines were dropped`));
-        dropped = 0;
-      }
-      pump();
-    });
-  };
-  const line = (level: Level, fields: Record<string, unknown>, message: string) =>
-    formatLine(level, fields, message, performance.timeOrigin + performance.now(), options.color ?? false);
-  const put = (text: string): void => {
-    if (!options.async) {
-      if (options.file) appendFileSync(fd, text);
-      else writeSync(fd, text);
-    } else if (waiting.length >= MOST_WAITING) dropped++;
-    else {
-      waiting.push(text);
-      pump();
+  const flush = (): void => {
+    clearTimeout(timer);
+    due = Number.POSITIVE_INFINITY;
+    const text = early.join('');
+    early = [];
+    if (text === '') return;
+    try {
+      writeSync(fd, text);
+    } catch {
+      // A disk that is full or a terminal that is gone cannot be told to anybody.
     }
+  };
+  const load = async (): Promise<void> => {
+    try {
+      const { openPino } = await import('./log-pino.ts');
+      if (pino) return;
+      pino = openPino(options, early.join(''));
+      early = [];
+      if (options.file) closeSync(fd);
+    } catch (error) {
+      without = true;
+      put('warn', { err: error }, 'logging goes on without its library');
+    }
+  };
+  const schedule = (ms: number): void => {
+    const at = performance.now() + ms;
+    if (at >= due) return;
+    clearTimeout(timer);
+    due = at;
+    timer = setTimeout(load, ms).unref();
+  };
+  const put = (level: Level, fields: Record<string, unknown>, message: string): void => {
+    if (pino) {
+      pino.logger[level](fields, message);
+      return;
+    }
+    const time = performance.timeOrigin + performance.now();
+    early.push(formatLine(level, fields, message, time, options.color ?? false));
+    const ms = options.startUpMs ?? 0;
+    if (without) flush();
+    else schedule(LEVELS.indexOf(level) >= LEVELS.indexOf('warn') ? Math.min(ms, WARNING_MS) : ms);
   };
   const at = (level: Level): Write =>
     LEVELS.indexOf(level) < least
       ? () => {}
-      : (first, message) => put(typeof first === 'string' ? line(level, {}, first) : line(level, first, message ?? ''));
+      : (first, message) => (typeof first === 'string' ? put(level, {}, first) : put(level, first, message ?? ''));
 
+  process.once('exit', flush);
   return {
     trace: at('trace'),
     debug: at('debug'),
@@ -127,20 +148,12 @@ export function startLog(options: LogOptions): LogHandle {
     fatal: at('fatal'),
     reopen() {
       if (!options.file) return;
-      const old = fd;
-      fd = open();
-      // A write that is under way ends on the old one first.
-      setTimeout(() => closeSync(old), 1000).unref();
-    },
-    flush() {
-      const text = waiting.join('');
-      waiting = [];
-      if (text === '') return;
-      try {
-        writeSync(fd, text);
-      } catch {
-        // At the very end: there is nobody left to tell.
+      if (pino) pino.reopen();
+      else {
+        closeSync(fd);
+        fd = open();
       }
     },
+    flush,
   };
 }

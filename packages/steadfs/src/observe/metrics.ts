@@ -1,6 +1,7 @@
 /**
  * Counters of a mount, under the metric names of the Go client (spec: command line §8), so that its dashboards go on working. They are plain
- * numbers and arrays, so that counting costs nanoseconds; `.stats` and /metrics are written from them.
+ * numbers and arrays, so that counting costs nanoseconds and nothing is loaded for it; prom-client collects them when `.stats` or /metrics is asked for
+ * (exposition.ts).
  */
 
 /** Values of the one label that a metric may have (method, errno), "" for none. */
@@ -35,7 +36,7 @@ export class Gauge {
   }
 }
 
-interface Series {
+export interface Series {
   counts: Float64Array;
   sum: number;
   total: number;
@@ -151,21 +152,3 @@ export function addProcessGauges(metrics: Metrics, startedMs = Date.now()): void
 }
 
 export const PREFIX = 'juicefs_';
-
-/** The text of `.stats`: `metric[_label value] number`; of histograms the number and the sum. */
-export function statsText(metrics: Metrics): string {
-  const lines: string[] = [];
-  const name = (metric: Metric, value: string) => `${PREFIX}${metric.name}${value === '' ? '' : `_${value}`}`;
-  for (const metric of metrics.all) {
-    if (metric instanceof Gauge) {
-      const now = metric.read();
-      if (now !== undefined) lines.push(`${name(metric, '')} ${now}`);
-    } else if (metric instanceof Counter) {
-      for (const [value, count] of metric.values) lines.push(`${name(metric, value)} ${count}`);
-    } else {
-      for (const [value, series] of metric.series)
-        lines.push(`${name(metric, value)}_total ${series.total}`, `${name(metric, value)}_sum ${series.sum}`);
-    }
-  }
-  return `${lines.join('\n')}\n`;
-}

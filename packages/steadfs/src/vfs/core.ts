@@ -43,7 +43,7 @@ export interface CoreParts {
   /** Data of a removed file can be deleted now. */
   deleted(ino: Ino, length: number): void;
   /** Contents of `.stats` and `.config`. */
-  statsText(): string;
+  statsText(): Promise<string>;
   configText(): string;
 }
 

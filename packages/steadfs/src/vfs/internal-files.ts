@@ -5,12 +5,12 @@ import { ACCESSLOG_INO, CONFIG_INO, CONTROL_INO, type Ino, STATS_INO } from '../
 import { FOPEN_DIRECT_IO, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM } from './abi.ts';
 import { type Core, writes } from './core.ts';
 import { type Handle, HandleKind } from './handles.ts';
-import type { MaybePromise } from './maybe.ts';
+import { type MaybePromise, then } from './maybe.ts';
 
 /** Text of `.stats` and `.config` as it was when the handle was opened; after a restart that of now. */
 const texts = new WeakMap<Handle, Buffer>();
 
-export function openInternal(core: Core, ctx: Context, ino: Ino, flags: number): OpenOut {
+export function openInternal(core: Core, ctx: Context, ino: Ino, flags: number): MaybePromise<OpenOut> {
   const attr = core.internals.attr(ino);
   if (attr === undefined) throw ENOENT;
   if (writes(flags) && ino !== CONTROL_INO) throw EACCES;
@@ -19,17 +19,20 @@ export function openInternal(core: Core, ctx: Context, ino: Ino, flags: number):
   const handle =
     core.handles.madeBy(ctx.op) ?? core.handles.open(HandleKind.internal, ino, flags, ctx.op, ctx.uid, ctx.gid);
   if (ino === ACCESSLOG_INO) core.accessLog.open(handle.fh);
-  else if (ino !== CONTROL_INO) text(core, handle);
-  return { fh: handle.fh, flags: FOPEN_DIRECT_IO };
+  const out = { fh: handle.fh, flags: FOPEN_DIRECT_IO };
+  if (ino === ACCESSLOG_INO || ino === CONTROL_INO) return out;
+  return then(text(core, handle), () => out);
 }
 
-function text(core: Core, handle: Handle): Buffer {
-  let known = texts.get(handle);
-  if (known === undefined) {
-    known = Buffer.from(handle.ino === STATS_INO ? core.texts.statsText() : core.texts.configText());
-    texts.set(handle, known);
-  }
-  return known;
+function text(core: Core, handle: Handle): MaybePromise<Buffer> {
+  const known = texts.get(handle);
+  if (known !== undefined) return known;
+  const { statsText, configText } = core.texts;
+  return then(handle.ino === STATS_INO ? statsText() : configText(), made => {
+    const bytes = texts.get(handle) ?? Buffer.from(made);
+    texts.set(handle, bytes);
+    return bytes;
+  });
 }
 
 export function readInternal(
@@ -42,7 +45,7 @@ export function readInternal(
   switch (handle.ino) {
     case STATS_INO:
     case CONFIG_INO:
-      return text(core, handle).subarray(offset, offset + size);
+      return then(text(core, handle), bytes => bytes.subarray(offset, offset + size));
     case ACCESSLOG_INO:
       return core.accessLog.read(handle.fh, size, ctx);
     case CONTROL_INO:

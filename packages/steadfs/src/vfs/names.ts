@@ -140,7 +140,7 @@ export function nameMethods(core: Core): NameMethods {
       const own = core.internals.find(parent, name);
       if (own !== undefined) {
         if ((flags & O_EXCL) !== 0) throw EEXIST;
-        return { ...core.internalEntry(own), ...openInternal(core, ctx, own, flags) };
+        return { ...core.internalEntry(own), ...(await openInternal(core, ctx, own, flags)) };
       }
       core.mayWrite();
       const cred = core.cred(ctx);

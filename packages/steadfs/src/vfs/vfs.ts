@@ -17,7 +17,7 @@ import { CONTROL_INO, type Ino, ROOT } from '../format/ino.ts';
 import { type Format, removeSecrets } from '../format/volume.ts';
 import type { EngineEvents, MetaEngine, SessionIdentity } from '../meta/engine.ts';
 import type { Log } from '../observe/log.ts';
-import { type Metrics, statsText } from '../observe/metrics.ts';
+import type { Metrics } from '../observe/metrics.ts';
 import { AccessLog } from './accesslog.ts';
 import { ControlFiles } from './control.ts';
 import { Core } from './core.ts';
@@ -122,7 +122,7 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
     accessLog,
     log,
     deleted: parts.deleted ?? (() => undefined),
-    statsText: () => statsText(metrics),
+    statsText: async () => (await import('../observe/exposition.ts')).statsText(metrics),
     configText: () => configText(parts, core),
   });
   core.control = new ControlFiles(capsule, items, counters, runJobs(core));

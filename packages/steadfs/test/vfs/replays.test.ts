@@ -38,7 +38,7 @@ async function serve(v: Volume): Promise<Process> {
     options: { ...defaultMountOptions, heartbeat: 1e6 },
     session: { sid: 1, incarnation: '', epoch: 0 },
     metrics: new Metrics(),
-    log: startLog({ level: 'fatal', async: true }),
+    log: startLog({ level: 'fatal' }),
     version: '',
     mountPoint: '/',
     deleted: ino => deleted.push(ino),

@@ -15,7 +15,7 @@ test('data of removed files is deleted, no two at a time by one op slot', async 
     const upkeep = createUpkeep({
       engine: v.engine,
       data,
-      log: startLog({ level: 'fatal', async: true }),
+      log: startLog({ level: 'fatal' }),
       format: () => v.format,
       jobOp: slot => counters.jobOp(slot),
       heartbeat: 12,
