@@ -4,8 +4,8 @@ import { dirname } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { EIO } from '@steadfs/fuse/errno';
 
-/** A log of this size is worth a checkpoint. */
-const CHECKPOINT_BYTES = 8 << 20;
+/** So much that is in the log only is worth a checkpoint: starting the worker takes 20 ms of another core. */
+const CHECKPOINT_BYTES = 32 << 20;
 /** From here on writers are made to wait a moment, so that the log starts again from its beginning. */
 const RESTART_BYTES = 128 << 20;
 
@@ -33,8 +33,8 @@ try {
 export interface WriteAheadLog {
   /** Everything committed before the call is durable when it settles; callers share one fdatasync. */
   sync(): Promise<void>;
-  /** Looks at the size and starts a checkpoint when it is due. */
-  check(): void;
+  /** Starts a checkpoint when it is due. `backlog`: bytes in the log only; when unknown, the size of the file (which never shrinks) stands for it. */
+  check(backlog: number | undefined): void;
   close(): Promise<void>;
 }
 
@@ -96,8 +96,15 @@ export function writeAheadLog(path: string, onError: (message: string) => void):
         });
       return next;
     },
-    check() {
+    check(backlog) {
       if (worker !== undefined || closed) return;
+      if (backlog !== undefined) {
+        if (backlog < CHECKPOINT_BYTES) return;
+        worker = checkpoint().finally(() => {
+          worker = undefined;
+        });
+        return;
+      }
       fs.stat(walPath, (e, st) => {
         if (e !== null || closed || worker !== undefined || st.size < CHECKPOINT_BYTES) return;
         worker = checkpoint().finally(() => {

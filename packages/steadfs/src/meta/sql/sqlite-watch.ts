@@ -8,6 +8,8 @@ import fs from 'node:fs';
 export interface CommitWatch {
   /** Transactions committed in the write-ahead log so far, by anybody (32 bits, wraps). */
   count(): number;
+  /** Frames (pages) of the log that no checkpoint has moved into the database yet: mxFrame - nBackfill. */
+  backlog(): number;
   close(): void;
 }
 
@@ -24,10 +26,10 @@ export async function watchCommits(path: string): Promise<CommitWatch | undefine
     const { mapFd } = await import('@steadfs/fuse/sys');
     fd = fs.openSync(`${path}-shm`, 'r');
     const map = mapFd(fd, 0, 4096, false);
-    const words = new Uint32Array(map.view.buffer, 0, 24);
+    const words = new Uint32Array(map.view.buffer, 0, 25);
     if (words[0] === HEADER_VERSION) {
       const open = fd;
-      return { count: () => words[2]!, close: () => fs.closeSync(open) };
+      return { count: () => words[2]!, backlog: () => words[4]! - words[24]!, close: () => fs.closeSync(open) };
     }
   } catch {
     // No mapping on this system: the caller has another way.

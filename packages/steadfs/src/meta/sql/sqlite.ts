@@ -126,6 +126,8 @@ export class SqliteEngine {
   #st!: Statements;
   #wal: WriteAheadLog | undefined;
   #watch: CommitWatch | undefined;
+  /** Bytes; 0 = not asked yet. */
+  #pageSize = 0;
   /** The watch's count up to which no foreign commit is unknown; -1: not known. */
   #seen = -1;
   /** The open group has changed something: its commit counts. */
@@ -211,6 +213,12 @@ export class SqliteEngine {
     this.#tx = new SqliteTx(this.#st, this.volume);
     this.#wal = writeAheadLog(this.path, message => this.options.events.trouble(message));
     return true;
+  }
+
+  #checkLog(): void {
+    this.#pageSize ||= (this.#st.get('PRAGMA page_size').get() as unknown as number[])[0]!;
+    const frames = this.#watch?.backlog();
+    this.#wal?.check(frames === undefined ? undefined : frames * this.#pageSize);
   }
 
   /** Runs something at once, and again from a timer while the database is busy (for 30 s). */
@@ -788,7 +796,7 @@ export class SqliteEngine {
         this.options.events.trouble(undefined);
       }
       if (this.#tx.unlocked.size > 0) this.#wakeLocks();
-      if ((++this.#commits & 255) === 0) this.#wal!.check();
+      if ((++this.#commits & 255) === 0) this.#checkLog();
     }
   }
 
@@ -865,7 +873,7 @@ export class SqliteEngine {
     this.#flushTimer = setTimeout(() => {
       this.#flushTimer = undefined;
       this.flush().catch(e => this.options.events.trouble(`flush of usage: ${(e as Error).message}`));
-      this.#wal?.check();
+      this.#checkLog();
     }, FLUSH_MS);
     this.#flushTimer.unref();
   }
