@@ -15,6 +15,8 @@ export interface PendingAttr {
   /** Greatest end of pending data; the file is at least this long. */
   length: number;
   mtime: TimeSet;
+  /** When it was written; the file's ctime unless that is later. */
+  ctime: TimeSet;
 }
 
 export interface Waiting {

@@ -4,6 +4,7 @@
  *     'writers'  one per inode with pending data or an error to report (64 bytes)
  *        0 u32 state (1)      4 u32 errno not yet reported, 0 = none      8 f64 inode
  *       16 f64 mtime seconds 24 u32 mtime nanoseconds    28 u32 flags: 1 clear suid/sgid    32 u32 tier
+ *       36 u32 nanoseconds and   40 f64 seconds of the last write (0: not noted)
  *     'extents'  one per piece of dirty data (64 bytes)
  *        0 u32 state (1)      4 u32 chunk index          8 f64 inode
  *       16 f64 arena offset of the first byte           24 f64 arena offset of its run    32 u32 length of the run
@@ -41,6 +42,7 @@ export interface WriterRecord {
   ino: Ino;
   errno: number;
   mtime: TimeSet;
+  ctime: TimeSet;
   flags: number;
   tier: number;
 }
@@ -74,8 +76,10 @@ export interface SliceRecord {
 }
 
 export interface Journal {
-  /** All undefined when the section is full. */
+  /** All undefined when the section is full. `mtime` is the time of the write. */
   addWriter(ino: Ino, mtime: TimeSet, flags: number, tier: number): number | undefined;
+  /** Written again. */
+  setWritten(rec: number, time: TimeSet): void;
   setMtime(rec: number, mtime: TimeSet): void;
   setFlags(rec: number, flags: number): void;
   setErrno(rec: number, errno: number): void;
@@ -157,8 +161,17 @@ export function openJournal(capsule: Capsule): Journal {
       w.setUint32(o + 24, mtime.nsec);
       w.setUint32(o + 28, flags);
       w.setUint32(o + 32, tier);
+      w.setUint32(o + 36, mtime.nsec);
+      w.setFloat64(o + 40, mtime.sec);
       writers.setState(rec, LIVE);
       return rec;
+    },
+    setWritten(rec, time) {
+      const o = writers.offsetOf(rec);
+      w.setFloat64(o + 16, time.sec);
+      w.setUint32(o + 24, time.nsec);
+      w.setUint32(o + 36, time.nsec);
+      w.setFloat64(o + 40, time.sec);
     },
     setMtime(rec, mtime) {
       const o = writers.offsetOf(rec);
@@ -260,6 +273,7 @@ export function openJournal(capsule: Capsule): Journal {
           errno: w.getUint32(o + 4),
           ino: w.getFloat64(o + 8),
           mtime: { sec: w.getFloat64(o + 16), nsec: w.getUint32(o + 24) },
+          ctime: { sec: w.getFloat64(o + 40), nsec: w.getUint32(o + 36) },
           flags: w.getUint32(o + 28),
           tier: w.getUint32(o + 32),
         };

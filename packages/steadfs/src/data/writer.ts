@@ -15,6 +15,7 @@ import { EDQUOT, EFBIG, EINVAL, EIO, ENOENT, ENOSPC, EPERM, EROFS, type Errno, e
 import type { Attr } from '../format/attr.ts';
 import type { Ino } from '../format/ino.ts';
 import { CHUNK_SIZE, type Slice as SliceRec } from '../format/slice.ts';
+import { now } from '../meta/clock.ts';
 import { type MetaEngine, OpKind, type TimeSet, type WriteResult } from '../meta/engine.ts';
 import { StoreError } from '../object/store.ts';
 import { type BlockLayout, blockCount, blockKey, blockLength } from './blocks.ts';
@@ -113,6 +114,8 @@ interface File {
   rec: number;
   chunks: Map<number, Chunk>;
   mtime: TimeSet;
+  /** Time of the last write. */
+  ctime: TimeSet;
   kill: boolean;
   tier: number;
   /** ms of the last write. */
@@ -199,19 +202,8 @@ export function createWriter(options: WriterOptions): Writer {
   let timer: NodeJS.Timeout | undefined;
   let stopped = false;
   let trouble: { since: number; message: string } | undefined;
-  let lastMicros = 0;
 
   memory.freed = wakeWriters;
-
-  // ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-  /** Now, never twice the same: two writes in one tick of the clock are told apart by their mtime. */
-  function now(): TimeSet {
-    let micros = Date.now() * 1000 + (Math.floor(performance.now() * 1000) % 1000);
-    if (micros <= lastMicros && lastMicros - micros < 1_000_000) micros = lastMicros + 1;
-    lastMicros = micros;
-    return { sec: Math.floor(micros / 1e6), nsec: (micros % 1e6) * 1000 };
-  }
 
   // ── files and chunks ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -221,6 +213,7 @@ export function createWriter(options: WriterOptions): Writer {
       rec: -1,
       chunks: new Map(),
       mtime: { sec: 0, nsec: 0 },
+      ctime: { sec: 0, nsec: 0 },
       kill: false,
       tier: 0,
       last: 0,
@@ -370,13 +363,13 @@ export function createWriter(options: WriterOptions): Writer {
       file.rec = rec;
       file.kill = kill;
     } else {
-      journal.setMtime(file.rec, mtime);
+      journal.setWritten(file.rec, mtime);
       if (kill && !file.kill) {
         file.kill = true;
         journal.setFlags(file.rec, KILL_SUIDGID);
       }
     }
-    file.mtime = mtime;
+    file.mtime = file.ctime = mtime;
     let placed = true;
     for (let at = 0; at < n && placed; ) {
       const index = Math.floor((offset + at) / CHUNK_SIZE);
@@ -893,6 +886,7 @@ export function createWriter(options: WriterOptions): Writer {
       pump();
       return;
     }
+    if (heldByOthers(slice, file)) return;
     slice.committing = true;
     const first = options.compactFirst(file.ino, chunk.index);
     if (first === undefined) commit(slice, end, RETRY_FIRST);
@@ -914,13 +908,38 @@ export function createWriter(options: WriterOptions): Writer {
     return held;
   }
 
+  /** The last commit of a file is sent when all others have come back: it alone may store the mtime that programs see (storedMtime). */
+  function heldByOthers(slice: Slice, file: File): boolean {
+    return isLast(slice, file, true) && !isLast(slice, file, false);
+  }
+
+  /** Nothing else of the file is uncommitted; `sent`: or its commit is under way. */
+  function isLast(slice: Slice, file: File, sent: boolean): boolean {
+    for (const { open, slices } of file.chunks.values()) {
+      if (open.length > 0) return false;
+      for (const s of slices) if (s !== slice && !s.dropped && !(sent && s.committing)) return false;
+    }
+    return true;
+  }
+
+  /**
+   * mtime for a commit. Other clients tell by mtime, ctime and length whether what they have cached is still good, so every commit has to change one
+   * of them; but the last one must leave what this mount has shown since the write. So those before it store a time some nanoseconds
+   * earlier, each another (the clock counts microseconds), which nobody sees here while data is pending.
+   */
+  function storedMtime(slice: Slice, file: File): TimeSet {
+    if (isLast(slice, file, false)) return file.mtime;
+    const nsec = file.mtime.nsec - 1 - (slice.seq % 999);
+    return nsec < 0 ? { sec: file.mtime.sec - 1, nsec: nsec + 1e9 } : { sec: file.mtime.sec, nsec };
+  }
+
   function commit(slice: Slice, end: number, pause: number): void {
     const { chunk } = slice;
     const { file } = chunk;
     const records = recordsOf(slice);
     const kill = file.kill;
     const op = { kind: OpKind.slice, slot: slice.rec, seq: slice.seq };
-    meta.write(op, file.ino, chunk.index, records, end, file.mtime, kill).then(
+    meta.write(op, file.ino, chunk.index, records, end, storedMtime(slice, file), file.ctime, kill).then(
       result => {
         if (kill && file.kill) {
           file.kill = false;
@@ -952,8 +971,12 @@ export function createWriter(options: WriterOptions): Writer {
         failing(text(error));
         slice.failures++;
         if (slice.failures >= 10) {
-          slice.stuck = EIO;
-          wake(slice);
+          // Also what waits for this commit to be over.
+          for (const { slices } of file.chunks.values())
+            for (const s of slices) {
+              s.stuck = EIO;
+              wake(s);
+            }
         }
         if (!stopped) setTimeout(() => commit(slice, end, Math.min(RETRY_MAX, pause * 2)), pause);
       },
@@ -962,8 +985,7 @@ export function createWriter(options: WriterOptions): Writer {
 
   function next(file: File, chunk: Chunk): void {
     tryCommit(chunk);
-    if (file.chunks.size > 0)
-      for (const other of [...file.chunks.values()]) if (other.index > chunk.index) tryCommit(other);
+    if (file.chunks.size > 0) for (const other of [...file.chunks.values()]) if (other !== chunk) tryCommit(other);
   }
 
   /** One record for each contiguous piece. */
@@ -1164,6 +1186,8 @@ export function createWriter(options: WriterOptions): Writer {
       const file = newFile(w.ino);
       file.rec = w.rec;
       file.mtime = w.mtime;
+      // A process of a version before this field did not note it.
+      file.ctime = w.ctime.sec !== 0 ? w.ctime : w.mtime;
       file.kill = (w.flags & KILL_SUIDGID) !== 0;
       file.tier = w.tier;
       if (w.errno !== 0) file.error = errnoOf(w.errno);
@@ -1335,7 +1359,7 @@ export function createWriter(options: WriterOptions): Writer {
         if (last !== undefined) length = Math.max(length, base + last.pos + last.len);
         for (const s of chunk.slices) if (!s.dropped) length = Math.max(length, base + s.to);
       }
-      return { length, mtime: file.mtime };
+      return { length, mtime: file.mtime, ctime: file.ctime };
     },
     pendingChunks: ino => [...(files.get(ino)?.chunks.keys() ?? [])].sort((a, b) => a - b),
     hasPending: (ino, index) => files.get(ino)?.chunks.has(index) ?? false,

@@ -343,7 +343,8 @@ export interface MetaEngine {
   setAcl(op: Op, cred: Cred, ino: Ino, kind: 'access' | 'default', rule: AclRule | undefined): Promise<Attr>;
   /**
    * Slice commit: appends the records (one slice object may serve several, spec/volume.md §4.1: references count records), grows
-   * length to `end` if that is beyond it, mtime as given. op.kind = slice. Quota and ENOSPC are checked here too.
+   * length to `end` if that is beyond it, mtime as given, ctime as given unless a later one is there. op.kind = slice. Quota and ENOSPC are
+   * checked here too.
    */
   write(
     op: Op,
@@ -352,6 +353,7 @@ export interface MetaEngine {
     records: readonly Slice[],
     end: number,
     mtime: TimeSet,
+    ctime: TimeSet,
     killSuidgid: boolean,
   ): Promise<WriteResult>;
   /** FALLOC_FL_* in mode; data of the range must have been flushed. Clears suid/sgid as Linux does. */

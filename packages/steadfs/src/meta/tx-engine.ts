@@ -127,8 +127,8 @@ export function txOperations(driver: TxDriver, volume: Volume): Generic {
       driver.mutate(op, codecs.attrCodec, tx => attrs.removexattr(tx, cred, ino, name)),
     setAcl: (op, cred, ino, kind, rule) =>
       driver.mutate(op, codecs.attrCodec, tx => attrs.setAcl(tx, cred, ino, kind, rule)),
-    write: (op, ino, index, records, end, mtime, killSuidgid) =>
-      driver.mutate(op, codecs.writeCodec, tx => data.write(tx, ino, index, records, end, mtime, killSuidgid)),
+    write: (op, ino, index, records, end, mtime, ctime, killSuidgid) =>
+      driver.mutate(op, codecs.writeCodec, tx => data.write(tx, ino, index, records, end, mtime, ctime, killSuidgid)),
     async fallocate(op, cred, ino, offset, length, mode) {
       attrs.checkFallocate(offset, length, mode);
       if ((mode & (attrs.Falloc.punchHole | attrs.Falloc.zero)) !== 0)

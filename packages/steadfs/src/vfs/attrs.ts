@@ -2,7 +2,6 @@
 import type { FuseAttr } from '@steadfs/fuse';
 import type { PendingAttr } from '../data/file-data.ts';
 import { type Attr, FileType, typeMode } from '../format/attr.ts';
-import type { TimeSet } from '../meta/engine.ts';
 
 /** st_blksize of every inode (spec/volume.md §3). */
 export const BLKSIZE = 65536;
@@ -19,41 +18,37 @@ export function compareTime(aSec: number, aNsec: number, bSec: number, bNsec: nu
   return aSec - bSec || aNsec - bNsec;
 }
 
-export function now(): TimeSet {
-  const ms = performance.timeOrigin + performance.now();
-  const sec = Math.floor(ms / 1000);
-  return { sec, nsec: Math.floor((ms - sec * 1000) * 1e6) };
+/**
+ * Attributes as they will be when what is acknowledged but not committed yet (`pending`) is: a program must see its own writes, and the commit
+ * itself must change nothing that it sees. A change of attributes after the write keeps its ctime.
+ */
+export function withPending(a: Attr, pending: PendingAttr | undefined): Attr {
+  if (pending === undefined || a.type !== FileType.file) return a;
+  const { mtime, ctime } = pending;
+  const later = compareTime(ctime.sec, ctime.nsec, a.ctime, a.ctimensec) > 0;
+  return {
+    ...a,
+    length: Math.max(a.length, pending.length),
+    mtime: mtime.sec,
+    mtimensec: mtime.nsec,
+    ctime: later ? ctime.sec : a.ctime,
+    ctimensec: later ? ctime.nsec : a.ctimensec,
+  };
 }
 
-/**
- * `shown` is st_ino. Data that is acknowledged but not committed yet (`pending`) makes the file longer, and its mtime counts: a program must
- * see its own writes. ctime follows it, unless mtime was set by hand to a time to come.
- */
-export function fuseAttr(shown: number | bigint, a: Attr, pending: PendingAttr | undefined): FuseAttr {
-  let size = a.length;
-  let { mtime, mtimensec, ctime, ctimensec } = a;
-  if (pending !== undefined && a.type === FileType.file) {
-    if (pending.length > size) size = pending.length;
-    mtime = pending.mtime.sec;
-    mtimensec = pending.mtime.nsec;
-    if (compareTime(mtime, mtimensec, ctime, ctimensec) > 0) {
-      const t = now();
-      if (compareTime(mtime, mtimensec, t.sec, t.nsec) <= 0) {
-        ctime = mtime;
-        ctimensec = mtimensec;
-      }
-    }
-  }
+/** `shown` is st_ino. */
+export function fuseAttr(shown: number | bigint, stored: Attr, pending: PendingAttr | undefined): FuseAttr {
+  const a = withPending(stored, pending);
   return {
     ino: shown,
-    size,
-    blocks: Math.ceil(size / 512),
+    size: a.length,
+    blocks: Math.ceil(a.length / 512),
     atime: a.atime,
-    mtime,
-    ctime,
+    mtime: a.mtime,
+    ctime: a.ctime,
     atimensec: a.atimensec,
-    mtimensec,
-    ctimensec,
+    mtimensec: a.mtimensec,
+    ctimensec: a.ctimensec,
     mode: typeMode(a.type) | a.mode,
     nlink: a.nlink,
     uid: a.uid,

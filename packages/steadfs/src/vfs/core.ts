@@ -8,7 +8,7 @@ import type { Format } from '../format/volume.ts';
 import type { Cred, Entry, MetaEngine, Name, Op, Removed } from '../meta/engine.ts';
 import type { Log } from '../observe/log.ts';
 import type { AccessLog } from './accesslog.ts';
-import { fuseAttr, versionOf } from './attrs.ts';
+import { fuseAttr, versionOf, withPending } from './attrs.ts';
 import type { ControlFiles } from './control.ts';
 import { type Counters, step } from './counters.ts';
 import { credOf } from './cred.ts';
@@ -271,11 +271,7 @@ export class Core {
     // Closed between the engine's decision and now, maybe in the process before.
     const closed = state === 'sustained' && inode === undefined;
     if (state !== 'deleted' && state !== 'gone' && !closed) return undefined;
-    const pending = attr.type === FileType.file ? this.data.pending(ino) : undefined;
-    this.inodes.keepRemoved(
-      ino,
-      pending === undefined ? attr : { ...attr, length: Math.max(attr.length, pending.length) },
-    );
+    this.inodes.keepRemoved(ino, withPending(attr, this.data.pending(ino)));
     this.inodes.forgetSeen(ino);
     if (closed) return this.#lastClose(step(op, LAST_CLOSE), ino);
     if (attr.type !== FileType.file) return undefined;

@@ -3,7 +3,8 @@ import type { AttrOut, Context, FileSystem, OpenOut, SetattrIn } from '@steadfs/
 import { EACCES, EBADF, EFBIG, EINVAL, EISDIR, ENOENT, ENXIO, EOPNOTSUPP, EPERM } from '@steadfs/fuse/errno';
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, TRASH } from '../format/ino.ts';
-import type { AttrSet, Op } from '../meta/engine.ts';
+import { now } from '../meta/clock.ts';
+import type { AttrSet, Op, TimeSet } from '../meta/engine.ts';
 import {
   FALLOC_KEEP_SIZE,
   FALLOC_PUNCH_HOLE,
@@ -13,7 +14,7 @@ import {
   SEEK_DATA,
   SEEK_HOLE,
 } from './abi.ts';
-import { compareTime, now, versionOf } from './attrs.ts';
+import { compareTime, versionOf, withPending } from './attrs.ts';
 import { type Core, writes } from './core.ts';
 import { step } from './counters.ts';
 import { credOf } from './cred.ts';
@@ -132,12 +133,21 @@ export function ioMethods(core: Core): IoMethods {
     data.invalidateRange(ino, offset, length);
     core.touched();
     const inode = inodes.get(ino);
+    const pending = data.pending(ino);
+    // Written before, elsewhere in the file: its commit comes after this change and must not take mtime back.
+    if (pending !== undefined && attr.mtime === attr.ctime && attr.mtimensec === attr.ctimensec) {
+      const { ctime } = pending;
+      if (compareTime(attr.ctime, attr.ctimensec, ctime.sec, ctime.nsec) > 0) {
+        const mtime = { sec: attr.mtime, nsec: attr.mtimensec };
+        data.setPendingMtime(ino, mtime);
+        if (inode !== undefined) ownMtime(inode, mtime);
+      }
+    }
     if (inode === undefined) {
       inodes.forgetSeen(ino);
       return;
     }
     inode.changes++;
-    const pending = data.pending(ino);
     inode.attr = pending === undefined || pending.length <= attr.length ? attr : { ...attr, length: pending.length };
     if (inode.seen !== undefined) inode.seen = versionOf(attr);
   }
@@ -158,10 +168,12 @@ export function ioMethods(core: Core): IoMethods {
     if (set.atime !== undefined) wanted.atime = set.atime;
     if (set.mtime !== undefined) wanted.mtime = set.mtime;
     // Nothing at all comes of chown(-1, -1), and of a write or fallocate that takes the set-id bits away. Both do that, but only the first
-    // is for the owner alone; whoever writes has the file open.
+    // is for the owner alone; whoever writes has the file open, and it has such bits.
     const nothing = set.size === undefined && Object.keys(wanted).length === 0;
     if (set.killSuidgid || nothing) wanted.killSuidgid = true;
-    if (nothing && (inodes.get(ino)?.writers ?? 0) > 0) wanted.byHandle = true;
+    const open = inodes.get(ino);
+    if (nothing && open !== undefined && open.writers > 0 && ((open.attr?.mode ?? SUID_SGID) & SUID_SGID) !== 0)
+      wanted.byHandle = true;
     if (set.fh !== undefined) wanted.byHandle = true;
     if (inodes.isOpen(ino)) wanted.inUse = true;
     const cred = core.cred(ctx);
@@ -190,10 +202,7 @@ export function ioMethods(core: Core): IoMethods {
     if (set.mtime !== undefined) {
       data.setPendingMtime(ino, { sec: attr.mtime, nsec: attr.mtimensec });
       const inode = inodes.get(ino);
-      if (inode !== undefined && inode.ownMtimensec >= 0) {
-        inode.ownMtime = attr.mtime;
-        inode.ownMtimensec = attr.mtimensec;
-      }
+      if (inode !== undefined && inode.ownMtimensec >= 0) ownMtime(inode, { sec: attr.mtime, nsec: attr.mtimensec });
     }
     return core.attrOut(ino, attr);
   }
@@ -310,8 +319,10 @@ export function ioMethods(core: Core): IoMethods {
     data.close(inode.ino, handle.fh);
     const writer = writes(handle.flags);
     if (inode.refs === 1) {
-      if (inode.removed === 'sustained') data.drop(inode.ino);
-      else if (writer && data.pending(inode.ino) !== undefined) {
+      if (inode.removed === 'sustained') {
+        if (inode.attr !== undefined) inode.attr = withPending(inode.attr, data.pending(inode.ino));
+        data.drop(inode.ino);
+      } else if (writer && data.pending(inode.ino) !== undefined) {
         // Pages of a mapping that came after the last close(2).
         data
           .flush(inode.ino)
@@ -529,15 +540,17 @@ export function ioMethods(core: Core): IoMethods {
     },
   };
 
+  function ownMtime(inode: OpenInode, { sec, nsec }: TimeSet): void {
+    inode.ownMtime = sec;
+    inode.ownMtimensec = nsec;
+  }
+
   /** After a write: what we know of the file grows with it. */
   function written(inode: OpenInode, attr: Attr, end: number, length: number): number {
     inode.changes++;
     inode.dirty = true;
-    const { mtime } = data.pending(inode.ino) ?? { mtime: undefined };
-    if (mtime !== undefined && compareTime(mtime.sec, mtime.nsec, inode.ownMtime, inode.ownMtimensec) !== 0) {
-      inode.ownMtime = mtime.sec;
-      inode.ownMtimensec = mtime.nsec;
-    }
+    const pending = data.pending(inode.ino);
+    if (pending !== undefined) ownMtime(inode, pending.mtime);
     const known = inode.attr ?? attr;
     if (end > known.length) {
       known.length = end;

@@ -5,9 +5,11 @@ import fs from 'node:fs';
 import { describe, it } from 'node:test';
 import { EDQUOT } from '@steadfs/fuse/errno';
 import type { FileData, Waiting } from '../../src/data/file-data.ts';
+import type { Attr } from '../../src/format/attr.ts';
 import { CHUNK_SIZE } from '../../src/format/slice.ts';
 import type { MetaEngine } from '../../src/meta/engine.ts';
 import { type ObjectStore, StoreError } from '../../src/object/store.ts';
+import { withPending } from '../../src/vfs/attrs.ts';
 import { fails, root, session } from '../meta/contract.ts';
 import { MIB, makeVolume, patient, take, type Volume, type VolumeOptions, writeData } from './harness.ts';
 
@@ -465,6 +467,65 @@ describe('file data under faults', { timeout: 60_000 }, () => {
       const { length } = await v.attr(ino);
       for (const at of written)
         assert.ok(take(s.data, await s.data.read(ino, 1, at, 4096, length, patient)).equals(block), `at ${at}`);
+      await s.data.shutdown();
+    }));
+
+  it('commits leave mtime and ctime as they were shown since the write, and each stores others than the one before', () =>
+    withVolume(async v => {
+      const stored: string[] = [];
+      const times = (a: Attr) => `${a.mtime}.${a.mtimensec} ${a.ctime}.${a.ctimensec}`;
+      const engine = Object.assign(Object.create(v.engine) as MetaEngine, {
+        async write(...args: Parameters<MetaEngine['write']>) {
+          const result = await v.engine.write(...args);
+          // Commits of several chunks are under way at once.
+          await pause(5);
+          stored.push(`${times(result.attr)} ${result.attr.length}`);
+          return result;
+        },
+      });
+      const s = v.start({ meta: engine });
+      const ino = await v.newFile('a');
+      const shown = async () => {
+        const a = withPending(await v.attr(ino), s.data.pending(ino));
+        return { times: times(a), ctime: a.ctime * 1e9 + a.ctimensec };
+      };
+      const fill = async () => {
+        // Several slices in one chunk, and several chunks; the last write makes the file no longer.
+        await put(v, s, ino, 3 * CHUNK_SIZE, randomBytes(100));
+        for (const at of [0, CHUNK_SIZE, 2 * CHUNK_SIZE]) await put(v, s, ino, at, randomBytes(5 * MIB));
+        await put(v, s, ino, 0, randomBytes(4 * MIB));
+        await put(v, s, ino, CHUNK_SIZE - 50, randomBytes(100));
+      };
+      await fill();
+      await s.data.flush(ino);
+      await fill();
+      const before = await shown();
+      stored.length = 0;
+      const flushed = s.data.flush(ino);
+      while (s.data.pending(ino) !== undefined) {
+        assert.deepEqual(await shown(), before);
+        await pause(1);
+      }
+      await flushed;
+      assert.deepEqual(await shown(), before);
+      assert.ok(stored.length >= 4, `${stored.length} commits`);
+      assert.equal(new Set(stored).size, stored.length);
+      // A change of attributes after the write: later, and it stays.
+      await fill();
+      const written = await shown();
+      await v.engine.setattr(v.client.op(), root, ino, { mode: 0o600 });
+      const changed = await shown();
+      assert.ok(changed.ctime > written.ctime);
+      stored.length = 0;
+      await s.data.flush(ino);
+      assert.deepEqual(await shown(), changed);
+      assert.equal(new Set(stored).size, stored.length);
+      // A write after a change of attributes: at once.
+      await v.engine.setattr(v.client.op(), root, ino, { mode: 0o644 });
+      const { ctime } = await shown();
+      await put(v, s, ino, 0, randomBytes(100));
+      assert.ok((await shown()).ctime > ctime);
+      await s.data.flush(ino);
       await s.data.shutdown();
     }));
 

@@ -187,9 +187,6 @@ function compareResults(operation: Operation, a: string, b: string, before: (Obs
   return `result\n    a: ${a}\n    b: ${b}`;
 }
 
-/** A slice that is committed after a chmod, link or rename of its file adds a nanosecond to ctime, for other clients to notice. */
-const RENEWED_NS = 1000n;
-
 /** Attributes equal, and mtime and ctime changed on both sides or on neither. */
 function compareObserved(
   operation: Operation,
@@ -208,7 +205,7 @@ function compareObserved(
       const times =
         typeof then === 'string' || ignore.has('times') || (ignore.has('dir-times') && now.type === 0o040000)
           ? ''
-          : `mtime ${mtime === then.mtime ? 'kept' : 'new'}, ctime ${BigInt(ctime) - BigInt(then.ctime) < RENEWED_NS ? 'kept' : 'new'}`;
+          : `mtime ${mtime === then.mtime ? 'kept' : 'new'}, ctime ${ctime === then.ctime ? 'kept' : 'new'}`;
       return `${JSON.stringify({ ...rest, mode: rest.mode.toString(8), type: rest.type.toString(8) })} ${times}`;
     });
     // ext4 leaves a file alone when an attribute gets the value that it has.

@@ -137,7 +137,16 @@ export class Client {
     const id = await this.engine.newSliceIds(1);
     const op = { kind: OpKind.slice, slot: 0, seq: ++this.#seq };
     const end = index * CHUNK_SIZE + pos + len;
-    return await this.engine.write(op, ino, index, [{ pos, id, size, off, len }], end, { sec: 1000, nsec: 5 }, false);
+    return await this.engine.write(
+      op,
+      ino,
+      index,
+      [{ pos, id, size, off, len }],
+      end,
+      { sec: 1000, nsec: 5 },
+      { sec: 1000, nsec: 5 },
+      false,
+    );
   }
 
   async list(ino: Ino, plus = true, limit = 100): Promise<DirEntry[]> {
@@ -495,6 +504,27 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       await fails(c.unlink(d, 'child'), 'EPERM');
     });
 
+    it('a slice commit stores mtime as given, and ctime unless a later one is there', async () => {
+      const c = await mount();
+      const { ino, attr } = await c.create(ROOT, 'f');
+      const write = async (mtime: number, ctime: number) => {
+        const id = await c.engine.newSliceIds(1);
+        const op = { kind: OpKind.slice, slot: 9, seq: id };
+        const rec = [{ pos: 0, id, size: 10, off: 0, len: 10 }];
+        const at = (sec: number) => ({ sec, nsec: 7 });
+        const w = await c.engine.write(op, ino, 0, rec, 10, at(mtime), at(ctime), false);
+        assert.deepEqual(await c.getattr(ino), w.attr);
+        return [w.attr.mtime - attr.ctime, w.attr.mtimensec, w.attr.ctime - attr.ctime, w.attr.ctimensec];
+      };
+      const made = attr.ctime;
+      assert.deepEqual(await write(made + 10, made + 10), [10, 7, 10, 7]);
+      assert.deepEqual(await write(made + 10, made + 10), [10, 7, 10, 7]);
+      // Earlier than a change of attributes, then with an mtime set by hand.
+      assert.deepEqual(await write(made + 12, made + 9), [12, 7, 10, 7]);
+      assert.deepEqual(await write(made - 500, made + 11), [-500, 7, 11, 7]);
+      assert.deepEqual(await write(made + 900, made + 11), [900, 7, 11, 7]);
+    });
+
     it('writes, truncates, punches and copies', async () => {
       const c = await mount();
       const { ino } = await c.create(ROOT, 'f');
@@ -831,8 +861,8 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       const id = await c.engine.newSliceIds(1);
       const s = { kind: OpKind.slice, slot: 1, seq: 1 };
       const rec = [{ pos: 0, id, size: 10, off: 0, len: 10 }];
-      const w1 = await c.engine.write(s, ino, 0, rec, 10, { sec: 1, nsec: 1 }, false);
-      const w2 = await c.engine.write(s, ino, 0, rec, 10, { sec: 1, nsec: 1 }, false);
+      const w1 = await c.engine.write(s, ino, 0, rec, 10, { sec: 1, nsec: 1 }, { sec: 1, nsec: 1 }, false);
+      const w2 = await c.engine.write(s, ino, 0, rec, 10, { sec: 1, nsec: 1 }, { sec: 1, nsec: 1 }, false);
       assert.deepEqual(w2, w1);
       assert.equal((await c.engine.readChunk(ino, 0)).length, 1);
       const l = { kind: 0, slot: 4, seq: 1 };

@@ -162,7 +162,16 @@ export async function randomOperations(
           const { ino } = await c.lookup(d, x);
           const id = await e.newSliceIds(1);
           const len = 1 + random(9000);
-          await e.write(op, ino, 0, [{ pos: 0, id, size: len, off: 0, len }], len, { sec: 1, nsec: 0 }, false);
+          await e.write(
+            op,
+            ino,
+            0,
+            [{ pos: 0, id, size: len, off: 0, len }],
+            len,
+            { sec: 1, nsec: 0 },
+            { sec: 1, nsec: 0 },
+            false,
+          );
         }
       }
       done++;

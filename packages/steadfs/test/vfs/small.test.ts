@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ACCESSLOG_INO, CONTROL_INO, ROOT, STATS_INO, TRASH } from '../../src/format/ino.ts';
 import { AccessLog, shownName, timestamp } from '../../src/vfs/accesslog.ts';
-import { fuseAttr, now } from '../../src/vfs/attrs.ts';
+import { fuseAttr } from '../../src/vfs/attrs.ts';
 import { credOf } from '../../src/vfs/cred.ts';
 import { internals } from '../../src/vfs/internal.ts';
 import {
@@ -17,18 +17,18 @@ import { anAttr } from './attr.ts';
 test('pending data is laid over attributes', () => {
   const a = anAttr({ length: 100, mtime: 10, ctime: 20, mtimensec: 5 });
   assert.deepEqual([fuseAttr(7, a, undefined).size, fuseAttr(7, a, undefined).blocks], [100, 1]);
-  const out = fuseAttr(7, a, { length: 5000, mtime: { sec: 30, nsec: 1 } });
+  const at = (sec: number, nsec: number, ctime = { sec, nsec }) => ({ length: 5000, mtime: { sec, nsec }, ctime });
+  const out = fuseAttr(7, a, at(30, 1));
   assert.deepEqual(
     [out.size, out.blocks, out.mtime, out.mtimensec, out.ctime, out.ctimensec],
     [5000, 10, 30, 1, 30, 1],
   );
   // chmod after the write: ctime stays.
-  assert.equal(fuseAttr(7, anAttr({ ctime: 40 }), { length: 1, mtime: { sec: 30, nsec: 0 } }).ctime, 40);
-  // mtime set by hand to a time to come is no ctime.
-  const later = now().sec + 1000;
-  const set = fuseAttr(7, anAttr({ ctime: 40 }), { length: 1, mtime: { sec: later, nsec: 0 } });
-  assert.deepEqual([set.mtime, set.ctime], [later, 40]);
-  assert.equal(fuseAttr(7, a, { length: 50, mtime: { sec: 1, nsec: 0 } }).size, 100);
+  assert.equal(fuseAttr(7, anAttr({ ctime: 40 }), at(30, 0)).ctime, 40);
+  // mtime set by hand is no ctime.
+  const set = fuseAttr(7, anAttr({ ctime: 40 }), at(9000, 0, { sec: 30, nsec: 0 }));
+  assert.deepEqual([set.mtime, set.ctime], [9000, 40]);
+  assert.equal(fuseAttr(7, anAttr({ length: 10_000 }), at(1, 0)).size, 10_000);
 });
 
 test('names of internal files', () => {

@@ -117,7 +117,10 @@ test('fresh attributes tell own changes from foreign ones', () =>
     assert.equal(learn(inode, at(1, 10), undefined, 0), 'same');
     assert.equal(learn(inode, at(2, 10), undefined, 0), 'foreign');
     // Pending data of ours covers what the engine knows.
-    assert.equal(learn(inode, at(2, 10), { length: 30, mtime: { sec: 3, nsec: 0 } }, 0), 'ours');
+    assert.equal(
+      learn(inode, at(2, 10), { length: 30, mtime: { sec: 3, nsec: 0 }, ctime: { sec: 3, nsec: 0 } }, 0),
+      'ours',
+    );
     assert.equal(inode.attr?.length, 30);
     inode.ownMtime = 3;
     inode.ownMtimensec = 0;

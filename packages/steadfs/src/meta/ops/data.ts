@@ -25,6 +25,7 @@ export function* write(
   records: readonly Slice[],
   end: number,
   mtime: TimeSet,
+  ctime: TimeSet,
   killSuidgid: boolean,
 ): Body<WriteResult> {
   if (end > MAX_LENGTH) throw EFBIG;
@@ -46,14 +47,10 @@ export function* write(
   if (killSuidgid) next.mode = withoutSuidgid(cur.mode);
   next.mtime = mtime.sec;
   next.mtimensec = mtime.nsec;
-  // ctime is that of the write, which programs have seen since, not the commit's. A later chmod, and an mtime that was set by hand, stay out of it.
-  if (isAfter(mtime, { sec: cur.ctime, nsec: cur.ctimensec }) && !isAfter(mtime, tx.now)) {
-    next.ctime = mtime.sec;
-    next.ctimensec = mtime.nsec;
-  } else if (mtime.sec === cur.mtime && mtime.nsec === cur.mtimensec && next.length === cur.length) {
-    // Other clients tell by mtime, ctime and length whether what they cached is still good.
-    next.ctimensec = (cur.ctimensec + 1) % 1e9;
-    if (next.ctimensec === 0) next.ctime++;
+  // ctime is that of the write, which programs have seen since, not the commit's. That of a later chmod stays.
+  if (ctime.sec > cur.ctime || (ctime.sec === cur.ctime && ctime.nsec > cur.ctimensec)) {
+    next.ctime = ctime.sec;
+    next.ctimensec = ctime.nsec;
   }
   yield* tx.updateNode(ino, next);
   if (tx.volume.format.ChangeLog) {
@@ -62,10 +59,6 @@ export function* write(
     }
   }
   return { attr: yield* present(tx, ino, next), records: count };
-}
-
-function isAfter(a: TimeSet, b: TimeSet): boolean {
-  return a.sec > b.sec || (a.sec === b.sec && a.nsec > b.nsec);
 }
 
 export function* copyFileRange(

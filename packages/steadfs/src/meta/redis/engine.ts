@@ -1467,11 +1467,12 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
       ];
       return mutate(S.setAcl, op, { keys: [iKey(ino)], args, cred, groups: true }, takeAttr);
     },
-    async write(op, ino, index, records, end, mtime: TimeSet, killSuidgid): Promise<WriteResult> {
+    async write(op, ino, index, records, end, mtime: TimeSet, ctime: TimeSet, killSuidgid): Promise<WriteResult> {
       if (end > MAX_LENGTH) throw EFBIG;
       if (records.length === 0 || records.some(r => r.pos + r.len > CHUNK_SIZE || r.len <= 0)) throw EINVAL;
       const keys = [iKey(ino), key(`c${inoToString(ino)}_${index}`)];
-      const args = [ino8(ino), index, encodeSlices(records), u64(end), packTime(mtime), killSuidgid ? '1' : ''];
+      const times = [packTime(mtime), killSuidgid ? '1' : '', packTime(ctime)];
+      const args = [ino8(ino), index, encodeSlices(records), u64(end), ...times];
       return await mutate(S.write, op, { keys, args }, (main, isFresh) => {
         const { entry } = readEntry(main, 8);
         keepAttr(entry, isFresh, true);

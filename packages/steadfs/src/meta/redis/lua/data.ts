@@ -1,8 +1,8 @@
 /** Scripts on file data and dead data, in the order of checks of meta/ops/data.ts. Arguments begin at ARGV[5]. */
 
 /**
- * KEYS: i{ino}, c{ino}_{index}. ARGV: inode b, index, records of 24 bytes, end 8, mtime 12, kill suid and sgid "1"/"". Result: `records f64`,
- * entry.
+ * KEYS: i{ino}, c{ino}_{index}. ARGV: inode b, index, records of 24 bytes, end 8, mtime 12, kill suid and sgid "1"/"", ctime 12. Result:
+ * `records f64`, entry.
  */
 export const write = `
 local function isafter(x,y)
@@ -39,15 +39,8 @@ local function body()
   end
   for f,k in pairs(refs) do if k>1 then call('HINCRBY',P..'sliceRef',f,k-1) end end
   if A[10]~='' then a.m=nosuid(a.m) end
-  -- ctime is that of the write, which programs have seen since, not the commit's; later changes of attributes stay.
-  if isafter(A[9],old.ct) and not isafter(A[9],NOW) then a.ct=A[9]
-  elseif A[9]==old.mt and a.l==old.l then
-    -- Other clients tell by mtime, ctime and length whether what they cached is still good.
-    local s,n=sunpack('>i8I4',old.ct)
-    n=n+1
-    if n>=1000000000 then n=0 s=s+1 end
-    a.ct=spack('>i8I4',s,n)
-  end
+  -- ctime is that of the write, which programs have seen since, not the commit's; that of a later chmod stays.
+  if isafter(A[11],old.ct) then a.ct=A[11] end
   a.mt=A[9]
   put(d,a)
   return spack('>d',n)..E(b,d,a)
