@@ -172,18 +172,29 @@ export function ownPrefix(prefix: string): string {
   return prefix.replace(/^jfs_/, 'steadfs_');
 }
 
+/** Columns of `node` that databases made by older versions may lack, as definitions to add. */
+export function lateColumns(): { name: string; definition: string }[] {
+  const node = TABLES.find(t => t.name === 'node');
+  return (node?.columns ?? [])
+    .filter(c => /[?=]/.test(c))
+    .map(c => ({ name: c.split(' ')[0]!, definition: columnDefinition('sqlite', c) }));
+}
+
 /**
  * Our own tables, ignored by other clients. steadfs_session: header of a session (engine.ts, adoptSession). steadfs_op: op records, one row per
  * (session, kind, slot), overwritten in place; `acct` holds changes of usage that are not yet in the volume's tables.
  */
-export function ownStatements(dialect: 'postgres' | 'mysql', prefix: string): string[] {
+export function ownStatements(dialect: Dialect, prefix: string): string[] {
   const own = ownPrefix(prefix);
-  const text = dialect === 'postgres' ? 'text' : 'varchar(64)';
-  const bytes = dialect === 'postgres' ? 'bytea' : 'blob';
+  const [text, bytes, long] = {
+    sqlite: ['TEXT', 'BLOB', 'INTEGER'],
+    postgres: ['text', 'bytea', 'bigint'],
+    mysql: ['varchar(64)', 'blob', 'bigint'],
+  }[dialect] as [string, string, string];
   // Rows are overwritten again and again: room for the new versions on their page keeps the index untouched.
-  const storage = dialect === 'postgres' ? ' WITH (fillfactor = 50)' : '';
+  const storage = dialect === 'postgres' ? ' WITH (fillfactor = 50)' : dialect === 'sqlite' ? ' WITHOUT ROWID' : '';
   return [
-    `CREATE TABLE IF NOT EXISTS ${own}session (sid bigint PRIMARY KEY NOT NULL, incarnation ${text} NOT NULL, volume ${text} NOT NULL, epoch bigint NOT NULL)`,
-    `CREATE TABLE IF NOT EXISTS ${own}op (sid bigint NOT NULL, kind int NOT NULL, slot bigint NOT NULL, seq bigint NOT NULL, result ${bytes} NULL, acct ${bytes} NULL, PRIMARY KEY (sid, kind, slot))${storage}`,
+    `CREATE TABLE IF NOT EXISTS ${own}session (sid ${long} PRIMARY KEY NOT NULL, incarnation ${text} NOT NULL, volume ${text} NOT NULL, epoch ${long} NOT NULL)`,
+    `CREATE TABLE IF NOT EXISTS ${own}op (sid ${long} NOT NULL, kind ${long} NOT NULL, slot ${long} NOT NULL, seq ${long} NOT NULL, result ${bytes} NULL, acct ${bytes} NULL, PRIMARY KEY (sid, kind, slot))${storage}`,
   ];
 }

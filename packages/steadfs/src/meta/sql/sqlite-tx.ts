@@ -21,7 +21,8 @@ import {
   type UsageKind,
   type Volume,
 } from '../ops/tx.ts';
-import { ownPrefix } from './sqlite-schema.ts';
+import { addDelta, type Delta } from '../usage.ts';
+import { ownPrefix } from './schema.ts';
 
 /** 0x7FFFFFFF00000000, the first internal inode of the format, and what its distance to ours is. */
 const STORED_SPECIAL = '9223372032559808512';
@@ -108,53 +109,6 @@ export function isOutOfRange(e: unknown): boolean {
 /** Names as keys of maps. */
 export function nameKey(name: Name): string {
   return Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('latin1');
-}
-
-export interface Delta {
-  kind: UsageKind;
-  key: number;
-  length: number;
-  space: number;
-  inodes: number;
-}
-
-/** Adds to a list that has at most one entry per (kind, key). */
-export function addDelta(list: Delta[], d: Delta): void {
-  const found = list.find(x => x.kind === d.kind && x.key === d.key);
-  if (found === undefined) list.push({ ...d });
-  else {
-    found.length += d.length;
-    found.space += d.space;
-    found.inodes += d.inodes;
-  }
-}
-
-/** 33 bytes each: kind u8, then key, length, space, inodes as float64 (safe integers). */
-export function encodeDeltas(list: readonly Delta[]): Uint8Array {
-  const b = Buffer.allocUnsafe(list.length * 33);
-  let at = 0;
-  for (const d of list) {
-    b[at] = d.kind;
-    b.writeDoubleBE(d.key, at + 1);
-    b.writeDoubleBE(d.length, at + 9);
-    b.writeDoubleBE(d.space, at + 17);
-    b.writeDoubleBE(d.inodes, at + 25);
-    at += 33;
-  }
-  return b;
-}
-
-/** Throws RangeError for another length than a multiple of 33. */
-export function decodeDeltas(b: Uint8Array): Delta[] {
-  if (b.length % 33 !== 0) throw new RangeError(`a usage record of ${b.length} bytes`);
-  const v = new DataView(b.buffer, b.byteOffset, b.byteLength);
-  return Array.from({ length: b.length / 33 }, (_, i) => ({
-    kind: v.getUint8(i * 33) as UsageKind,
-    key: v.getFloat64(i * 33 + 1),
-    length: v.getFloat64(i * 33 + 9),
-    space: v.getFloat64(i * 33 + 17),
-    inodes: v.getFloat64(i * 33 + 25),
-  }));
 }
 
 /** Prepared statements, made when first used; rows come as arrays. */

@@ -42,19 +42,11 @@ import { noQuotas, treeUsage } from '../ops/quota.ts';
 import type { Codec } from '../ops/record.ts';
 import { countChildren, dropSustained } from '../ops/sessions.ts';
 import { type Body, runSync, type Tx, type TxDriver, Usage, type Volume } from '../ops/tx.ts';
+import { parseSessionInfo, serialiseSessionInfo } from '../session-info.ts';
 import { txOperations } from '../tx-engine.ts';
-import { lateColumns, ownPrefix, ownSchema, tableNames, volumeSchema } from './sqlite-schema.ts';
-import {
-  addDelta,
-  type Delta,
-  decodeDeltas,
-  encodeDeltas,
-  inoColumn,
-  inoParam,
-  type Row,
-  SqliteTx,
-  Statements,
-} from './sqlite-tx.ts';
+import { addDelta, type Delta, decodeDeltas, encodeDeltas } from '../usage.ts';
+import { lateColumns, ownPrefix, ownStatements, schemaStatements, TABLES } from './schema.ts';
+import { inoColumn, inoParam, type Row, SqliteTx, Statements } from './sqlite-tx.ts';
 import { type WriteAheadLog, writeAheadLog } from './sqlite-wal.ts';
 import { type CommitWatch, watchCommits } from './sqlite-watch.ts';
 
@@ -278,7 +270,7 @@ export class SqliteEngine {
     await this.#patiently(() => {
       this.#exclusive(() => {
         const text = this.#hasTable('setting') ? this.#st.one(SETTING)?.[0] : undefined;
-        for (const sql of volumeSchema(this.prefix)) this.#db!.exec(sql);
+        for (const sql of schemaStatements('sqlite', this.prefix)) this.#db!.exec(sql);
         let wanted = format;
         if (typeof text === 'string') {
           const old = decryptSecrets(parseFormat(text));
@@ -358,7 +350,12 @@ export class SqliteEngine {
     const own = ownPrefix(this.prefix);
     await this.#patiently(() =>
       this.#exclusive(() => {
-        for (const name of [...tableNames(this.prefix), `${this.prefix}session`, `${own}session`, `${own}op`]) {
+        for (const name of [
+          ...TABLES.map(t => this.prefix + t.name),
+          `${this.prefix}session`,
+          `${own}session`,
+          `${own}op`,
+        ]) {
           this.#db!.exec(`DROP TABLE IF EXISTS \`${name}\``);
         }
       }),
@@ -945,32 +942,15 @@ export class SqliteEngine {
 
   /** Adds what databases made by older clients lack, and our own tables. */
   #ensureSchema(): void {
-    for (const sql of volumeSchema(this.prefix)) this.#db!.exec(sql);
-    const columns = new Map<string, Set<string>>();
-    for (const [table, column, type] of lateColumns(this.prefix)) {
-      let have = columns.get(table);
-      if (have === undefined) {
-        have = new Set(
-          (this.#db!.prepare(`PRAGMA table_info(\`${table}\`)`).all() as { name: string }[]).map(r => r.name),
-        );
-        columns.set(table, have);
-      }
-      if (!have.has(column)) this.#db!.exec(`ALTER TABLE \`${table}\` ADD COLUMN \`${column}\` ${type}`);
-    }
-    for (const sql of ownSchema(this.prefix)) this.#db!.exec(sql);
-  }
-
-  #infoJson(info: SessionInfo): Uint8Array {
-    return Buffer.from(
-      JSON.stringify({
-        Version: info.version,
-        HostName: info.hostName,
-        ...(info.ipAddrs === undefined || info.ipAddrs.length === 0 ? {} : { IPAddrs: info.ipAddrs }),
-        MountPoint: info.mountPoint,
-        MountTime: info.mountTime,
-        ProcessID: info.processId,
-      }),
+    for (const sql of schemaStatements('sqlite', this.prefix)) this.#db!.exec(sql);
+    const table = `\`${this.prefix}node\``;
+    const have = new Set(
+      (this.#db!.prepare(`PRAGMA table_info(${table})`).all() as { name: string }[]).map(r => r.name),
     );
+    for (const { name, definition } of lateColumns()) {
+      if (!have.has(name)) this.#db!.exec(`ALTER TABLE ${table} ADD COLUMN ${definition}`);
+    }
+    for (const sql of ownStatements('sqlite', this.prefix)) this.#db!.exec(sql);
   }
 
   async newSession(info: SessionInfo): Promise<SessionIdentity> {
@@ -989,7 +969,7 @@ export class SqliteEngine {
         while (this.#st.one('SELECT 1 FROM $session2 WHERE sid=?', id) !== undefined);
         // Rows of an older session with this number (the counter came back by a restore) must not be taken for ours.
         this.#dropOwn(id);
-        this.#st.exec('INSERT INTO $session2(sid,expire,info) VALUES(?,?,?)', id, expire, this.#infoJson(info));
+        this.#st.exec('INSERT INTO $session2(sid,expire,info) VALUES(?,?,?)', id, expire, serialiseSessionInfo(info));
         const sql = 'INSERT INTO @session(sid,incarnation,volume,epoch) VALUES(?,?,?,1)';
         this.#st.exec(sql, id, incarnation, this.volume.format.UUID);
         if (this.volume.format.ChangeLog) runSync(this.#logSession(id, expire, info));
@@ -1002,7 +982,7 @@ export class SqliteEngine {
   }
 
   *#logSession(sid: number, expire: number, info: SessionInfo): Body<void> {
-    yield* logChange(this.#tx, 'NEWSESSION', () => [sid, expire, this.#infoJson(info)]);
+    yield* logChange(this.#tx, 'NEWSESSION', () => [sid, expire, serialiseSessionInfo(info)]);
   }
 
   #begin(identity: SessionIdentity, expire: number): void {
@@ -1023,7 +1003,7 @@ export class SqliteEngine {
     const { sid } = identity;
     const epoch = await this.#patiently(() =>
       this.#exclusive(() => {
-        for (const sql of ownSchema(this.prefix)) this.#db!.exec(sql);
+        for (const sql of ownStatements('sqlite', this.prefix)) this.#db!.exec(sql);
         const row = this.#st.one('SELECT incarnation,volume,epoch FROM @session WHERE sid=?', sid);
         if (row === undefined) throw ESTALE.because(`session ${sid} has no record`);
         if (row[0] !== identity.incarnation || row[1] !== this.volume.format.UUID)
@@ -1032,7 +1012,10 @@ export class SqliteEngine {
           throw ESTALE.because(`session ${sid} comes from an older state of the database`);
         const epoch = (row[2] as number) + 1;
         this.#st.exec('UPDATE @session SET epoch=? WHERE sid=?', epoch, sid);
-        if (this.#st.run('UPDATE $session2 SET expire=?,info=? WHERE sid=?', expire, this.#infoJson(info), sid) === 0) {
+        if (
+          this.#st.run('UPDATE $session2 SET expire=?,info=? WHERE sid=?', expire, serialiseSessionInfo(info), sid) ===
+          0
+        ) {
           throw ESTALE.because(`session ${sid} was cleaned by another client`);
         }
         return epoch;
@@ -1097,7 +1080,7 @@ export class SqliteEngine {
       const st = this.#st;
       return st.all('SELECT sid,expire,info FROM $session2 ORDER BY sid').map(row => {
         const sid = row[0] as number;
-        const info = parseInfo(row[2] as Uint8Array | null);
+        const info = parseSessionInfo(row[2] as Uint8Array | null);
         const out: SessionDetail = { ...info, sid, expire: row[1] as number };
         if (!detail) return out;
         out.sustained = runSync(
@@ -1351,25 +1334,6 @@ function* nothingToDo(): Body<void> {}
 
 function* first<T>(step: Iterable<Promise<unknown>, T, unknown>): Body<T> {
   return yield* step;
-}
-
-function parseInfo(bytes: Uint8Array | null): SessionInfo {
-  let raw: Record<string, unknown> = {};
-  try {
-    raw = JSON.parse(Buffer.from(bytes ?? new Uint8Array(0)).toString('utf8') || '{}') as Record<string, unknown>;
-  } catch {
-    // A record that is no JSON is shown as one without contents.
-  }
-  const text = (k: string) => (typeof raw[k] === 'string' ? raw[k] : '');
-  const info: SessionInfo = {
-    version: text('Version'),
-    hostName: text('HostName'),
-    mountPoint: text('MountPoint'),
-    mountTime: text('MountTime'),
-    processId: typeof raw.ProcessID === 'number' ? raw.ProcessID : 0,
-  };
-  if (Array.isArray(raw.IPAddrs)) info.ipAddrs = raw.IPAddrs.filter((a): a is string => typeof a === 'string');
-  return info;
 }
 
 /** The MetaEngine around it. */
