@@ -14,7 +14,7 @@ import {
   SEEK_DATA,
   SEEK_HOLE,
 } from './abi.ts';
-import { compareTime, versionOf, withPending } from './attrs.ts';
+import { versionOf, withPending } from './attrs.ts';
 import { type Core, writes } from './core.ts';
 import { step } from './counters.ts';
 import { credOf } from './cred.ts';
@@ -108,7 +108,8 @@ export function ioMethods(core: Core): IoMethods {
   }
 
   /**
-   * Everything that changes a file's data or length from outside the writer. Nothing of the range is pending while `work` runs. What is
+   * Everything that changes a file's data, length or mtime from outside the writer. Nothing of the range is pending while `work` runs: of the
+   * file to be changed nothing at all, as a commit after it would take mtime back or, with that mtime, be hidden from other clients. What is
    * pending is uploaded first, which may take long: the request gives its slot away meanwhile, and has another Op then.
    */
   async function frozen<T>(
@@ -134,15 +135,6 @@ export function ioMethods(core: Core): IoMethods {
     core.touched();
     const inode = inodes.get(ino);
     const pending = data.pending(ino);
-    // Written before, elsewhere in the file: its commit comes after this change and must not take mtime back.
-    if (pending !== undefined && attr.mtime === attr.ctime && attr.mtimensec === attr.ctimensec) {
-      const { ctime } = pending;
-      if (compareTime(attr.ctime, attr.ctimensec, ctime.sec, ctime.nsec) > 0) {
-        const mtime = { sec: attr.mtime, nsec: attr.mtimensec };
-        data.setPendingMtime(ino, mtime);
-        if (inode !== undefined) ownMtime(inode, mtime);
-      }
-    }
     if (inode === undefined) {
       inodes.forgetSeen(ino);
       return;
@@ -182,25 +174,22 @@ export function ioMethods(core: Core): IoMethods {
       if (set.size > MAX_LENGTH) throw EFBIG;
       const size = set.size;
       wanted.size = size;
-      const from = Math.min(size, inodes.get(ino)?.attr?.length ?? 0);
-      const truncated = await frozen(ctx, ino, from, MAX_LENGTH, op => engine.setattr(op, cred, ino, wanted));
+      const truncated = await frozen(ctx, ino, 0, MAX_LENGTH, op => engine.setattr(op, cred, ino, wanted));
       const attr = await core.current(ctx, ino, truncated);
       resized(ino, attr, size, MAX_LENGTH);
       return core.attrOut(ino, attr);
     }
-    const pending = set.mtime === undefined ? undefined : data.pending(ino);
-    if (pending !== undefined)
-      data.setPendingMtime(ino, set.mtime === 'now' ? now() : (set.mtime as { sec: number; nsec: number }));
     let attr: Attr;
     try {
-      attr = await core.current(ctx, ino, await engine.setattr(ctx.op, cred, ino, wanted));
+      const work = (op: Op) => engine.setattr(op, cred, ino, wanted);
+      const held = set.mtime !== undefined && data.pending(ino) !== undefined;
+      const changed = held ? await frozen(ctx, ino, 0, MAX_LENGTH, work) : await work(ctx.op);
+      attr = await core.current(ctx, ino, changed);
     } catch (error) {
-      if (pending !== undefined) data.setPendingMtime(ino, pending.mtime);
       return changeRemoved(ino, wanted, error);
     }
     core.changed(ino, attr);
     if (set.mtime !== undefined) {
-      data.setPendingMtime(ino, { sec: attr.mtime, nsec: attr.mtimensec });
       const inode = inodes.get(ino);
       if (inode !== undefined && inode.ownMtimensec >= 0) ownMtime(inode, { sec: attr.mtime, nsec: attr.mtimensec });
     }
@@ -477,7 +466,7 @@ export function ioMethods(core: Core): IoMethods {
       if (offset + length > MAX_LENGTH) throw EFBIG;
       core.mayWrite();
       const { ino } = inode;
-      const attr = await frozen(ctx, ino, offset, length, op =>
+      const attr = await frozen(ctx, ino, 0, MAX_LENGTH, op =>
         engine.fallocate(op, core.cred(ctx), ino, offset, length, mode),
       );
       resized(ino, await core.current(ctx, ino, attr), offset, length);
@@ -507,13 +496,12 @@ export function ioMethods(core: Core): IoMethods {
       if (from === to && offset < outOffset + wanted && outOffset < offset + wanted) throw EINVAL;
       const copy = (op: Op) => engine.copyFileRange(op, core.cred(ctx), from.ino, offset, to.ino, outOffset, wanted);
       // Always the smaller inode first: two copies in opposite directions must not wait for each other.
-      const low = Math.min(offset, outOffset);
       const r =
         from === to
-          ? await frozen(ctx, to.ino, low, Math.max(offset, outOffset) + wanted - low, copy)
+          ? await frozen(ctx, to.ino, 0, MAX_LENGTH, copy)
           : from.ino < to.ino
-            ? await frozen(ctx, from.ino, offset, wanted, () => frozen(ctx, to.ino, outOffset, wanted, copy))
-            : await frozen(ctx, to.ino, outOffset, wanted, () => frozen(ctx, from.ino, offset, wanted, copy));
+            ? await frozen(ctx, from.ino, offset, wanted, () => frozen(ctx, to.ino, 0, MAX_LENGTH, copy))
+            : await frozen(ctx, to.ino, 0, MAX_LENGTH, () => frozen(ctx, from.ino, offset, wanted, copy));
       resized(to.ino, await core.current(ctx, to.ino, r.attr), outOffset, r.copied);
       return r.copied;
     },
