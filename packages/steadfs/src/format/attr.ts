@@ -35,6 +35,30 @@ export interface Attr {
   tier: number;
 }
 
+/** A directory of root without entries, as the volume's own ones begin: length 4096, nlink 2, the three times the same. */
+export function emptyDirectory(mode: number, parent: Ino, sec: number, nsec: number): Attr {
+  return {
+    flags: 0,
+    type: FileType.directory,
+    mode,
+    uid: 0,
+    gid: 0,
+    atime: sec,
+    atimensec: nsec,
+    mtime: sec,
+    mtimensec: nsec,
+    ctime: sec,
+    ctimensec: nsec,
+    nlink: 2,
+    length: 4096,
+    rdev: 0,
+    parent,
+    accessAcl: 0,
+    defaultAcl: 0,
+    tier: 0,
+  };
+}
+
 /** S_IFMT bits of a type, for st_mode. */
 export function typeMode(type: FileType): number {
   return TYPE_MODES[type] ?? 0;

@@ -36,8 +36,6 @@ export const OpKind = {
   flush: 2,
   /** A plan of several steps (rmr, clone, compaction …). */
   job: 3,
-  /** A request that was parked and mutates later. */
-  parked: 4,
 } as const;
 
 /** Who asks. */

@@ -13,7 +13,7 @@ import {
   ESTALE,
 } from '@steadfs/fuse/errno';
 import { aclInherit } from '../../format/acl.ts';
-import { type Attr, FileType, Flag } from '../../format/attr.ts';
+import { type Attr, emptyDirectory, FileType, Flag } from '../../format/attr.ts';
 import { type Ino, isTrash, ROOT, TRASH } from '../../format/ino.ts';
 import { trashEntryName, trashFolderName } from '../../format/trash.ts';
 import type { CreateResult, Cred, Entry, MakeNode, Name, Removed, RenameResult } from '../engine.ts';
@@ -247,26 +247,7 @@ function* trashFolder(tx: Tx): Body<Ino> {
   if (found !== undefined) return found.ino;
   const { sec, nsec } = tx.now;
   const ino = TRASH + (yield* tx.addCounter('nextTrash', 1));
-  const attr: Attr = {
-    flags: 0,
-    type: FileType.directory,
-    mode: 0o555,
-    uid: 0,
-    gid: 0,
-    atime: sec,
-    atimensec: nsec,
-    mtime: sec,
-    mtimensec: nsec,
-    ctime: sec,
-    ctimensec: nsec,
-    nlink: 2,
-    length: 4096,
-    rdev: 0,
-    parent: TRASH,
-    accessAcl: 0,
-    defaultAcl: 0,
-    tier: 0,
-  };
+  const attr = emptyDirectory(0o555, TRASH, sec, nsec);
   yield* tx.insertEdge(TRASH, name, ino, FileType.directory);
   yield* tx.insertNode(ino, attr);
   yield* tx.insertDirStat(ino, 0, 0, 0);

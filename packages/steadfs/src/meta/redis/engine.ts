@@ -26,7 +26,7 @@ import {
   errnoOf,
 } from '@steadfs/fuse/errno';
 import { type AclRule, aclMode, decodeAcl, encodeAcl, isMinimalAcl } from '../../format/acl.ts';
-import { type Attr, decodeAttr, encodeAttr, FileType } from '../../format/attr.ts';
+import { type Attr, decodeAttr, emptyDirectory, encodeAttr, FileType } from '../../format/attr.ts';
 import { type Ino, inoFromBigint, inoToString, isTrash, ROOT } from '../../format/ino.ts';
 import { decodeLocks, encodeLocks, findConflict, LockType } from '../../format/locks.ts';
 import { CHUNK_SIZE, decodeSlices, encodeSlices, type Slice } from '../../format/slice.ts';
@@ -1078,23 +1078,7 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
         for (const k of ['userQuota', 'groupQuota']) drop.push(k, `${k}UsedSpace`, `${k}UsedInodes`);
     }
     const t = unixNow();
-    const times = { atime: t, atimensec: 0, mtime: t, mtimensec: 0, ctime: t, ctimensec: 0 };
-    const dir = (mode: number): Buffer =>
-      encodeAttr({
-        ...times,
-        flags: 0,
-        type: FileType.directory,
-        mode,
-        uid: 0,
-        gid: 0,
-        nlink: 2,
-        length: 4096,
-        rdev: 0,
-        parent: ROOT,
-        accessAcl: 0,
-        defaultAcl: 0,
-        tier: 0,
-      });
+    const dir = (mode: number): Buffer => encodeAttr(emptyDirectory(mode, ROOT, t, 0));
     const text = serialiseFormat(encryptSecrets(next));
     await run(
       S.init,

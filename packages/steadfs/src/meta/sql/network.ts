@@ -5,7 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { EINVAL, EIO, ENOENT, ENOSPC, ENOTDIR, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
-import { type Attr, FileType } from '../../format/attr.ts';
+import { type Attr, emptyDirectory, FileType } from '../../format/attr.ts';
 import { type Ino, inoToBigint, ROOT, TRASH } from '../../format/ino.ts';
 import { decodeLocks } from '../../format/locks.ts';
 import { SLICE_BYTES } from '../../format/slice.ts';
@@ -145,7 +145,9 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       } catch (e) {
         if (e instanceof Errno) throw e;
         const failure = e instanceof EntryChanged ? 'retry' : failureOf(kind, e);
-        if (failure === 'lost' || (failure === 'read-only' && volume.sid !== 0)) await outage(e, outages++);
+        // A mount waits for its database; a command without a session gives up.
+        const waits = volume.sid !== 0 || outages < options.retries;
+        if (waits && (failure === 'lost' || (failure === 'read-only' && volume.sid !== 0))) await outage(e, outages++);
         else if ((failure === 'retry' || failure === 'duplicate') && ++conflicts < ATTEMPTS_MAX)
           await sleep(Math.random() * Math.min(conflicts * conflicts, 200));
         else throw toErrno(e);
@@ -580,26 +582,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         if (!old.UserGroupQuota && wanted.UserGroupQuota) await c.run(`DELETE FROM ${prefix}user_group_quota`, []);
       }
       const { sec, nsec } = tx.now;
-      const attr = (mode: number): Attr => ({
-        flags: 0,
-        type: FileType.directory,
-        mode,
-        uid: 0,
-        gid: 0,
-        atime: sec,
-        atimensec: nsec,
-        mtime: sec,
-        mtimensec: nsec,
-        ctime: sec,
-        ctimensec: nsec,
-        nlink: 2,
-        length: 4096,
-        rdev: 0,
-        parent: ROOT,
-        accessAcl: 0,
-        defaultAcl: 0,
-        tier: 0,
-      });
+      const attr = (mode: number): Attr => emptyDirectory(mode, ROOT, sec, nsec);
       if (wanted.TrashDays > 0 && (await runAsync(step(tx.node(TRASH)))) === undefined)
         await runAsync(step(tx.insertNode(TRASH, attr(0o555))));
       const stored = serialiseFormat(encryptSecrets(wanted));

@@ -8,7 +8,7 @@ import fs from 'node:fs';
 import { resolve as resolvePath } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
-import { type Attr, FileType } from '../../format/attr.ts';
+import { type Attr, emptyDirectory, FileType } from '../../format/attr.ts';
 import { type Ino, isTrash, ROOT, TRASH } from '../../format/ino.ts';
 import {
   changedImmutable,
@@ -282,26 +282,7 @@ export class SqliteEngine {
         }
         const stored = serialiseFormat(encryptSecrets(wanted));
         const t = now();
-        const attr = (mode: number): Attr => ({
-          flags: 0,
-          type: FileType.directory,
-          mode,
-          uid: 0,
-          gid: 0,
-          atime: t.sec,
-          atimensec: t.nsec,
-          mtime: t.sec,
-          mtimensec: t.nsec,
-          ctime: t.sec,
-          ctimensec: t.nsec,
-          nlink: 2,
-          length: 4096,
-          rdev: 0,
-          parent: ROOT,
-          accessAcl: 0,
-          defaultAcl: 0,
-          tier: 0,
-        });
+        const attr = (mode: number): Attr => emptyDirectory(mode, ROOT, t.sec, t.nsec);
         if (wanted.TrashDays > 0 && this.#tx.readNode(TRASH) === undefined) this.#tx.insertNode(TRASH, attr(0o555));
         this.#st.exec(
           "INSERT INTO $setting(name,value) VALUES('format',?) ON CONFLICT(name) DO UPDATE SET value=excluded.value",
