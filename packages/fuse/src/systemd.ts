@@ -17,6 +17,7 @@
  */
 import { execFile } from 'node:child_process';
 import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { EINVAL } from './errno.ts';
 import type { HeldFds } from './launch.ts';
 import * as sys from './sys.ts';
@@ -127,25 +128,32 @@ export function ownUnit(cgroup = readFileSync('/proc/self/cgroup', 'utf8')): str
     .findLast(part => part.endsWith('.service'));
 }
 
+/** systemd's list of jobs; undefined when it cannot be asked. */
+function listJobs(): Promise<string | undefined> {
+  const list = ['list-jobs', '--plain', '--no-legend', '--full'];
+  return new Promise(resolve => {
+    execFile('systemctl', list, { timeout: 5_000, cwd: '/' }, (error, stdout) => resolve(error ? undefined : stdout));
+  });
+}
+
 /**
  * Whether the SIGTERM that we got is half of a restart (then the mount stays: the next service adopts it). systemd sends the same signal for both, only its list
- * of jobs tells. When it cannot be asked: true, as a dead mount point is the smaller harm.
+ * of jobs tells. It is asked again for a second: a stop goes through the unit's processes until it finds no new one, so it may kill the systemctl that asks.
+ * When it cannot be asked: true, as a dead mount point is the smaller harm.
  */
-export function isRestart(unit = ownUnit()): Promise<boolean> {
-  if (!unit) return Promise.resolve(true);
-  return new Promise(resolve => {
-    execFile(
-      'systemctl',
-      ['list-jobs', '--plain', '--no-legend', '--full'],
-      { timeout: 15_000, cwd: '/' },
-      (error, stdout) => {
-        if (error) return resolve(true);
-        const job = stdout
-          .split('\n')
-          .map(line => line.trim().split(/\s+/))
-          .find(words => words[1] === unit);
-        resolve(job?.[2] !== 'stop');
-      },
-    );
-  });
+export async function isRestart(unit = ownUnit()): Promise<boolean> {
+  if (!unit) return true;
+  for (let attempt = 0; attempt < 20; attempt++) {
+    const jobs = await listJobs();
+    if (jobs === undefined) {
+      await sleep(50);
+      continue;
+    }
+    const job = jobs
+      .split('\n')
+      .map(line => line.trim().split(/\s+/))
+      .find(words => words[1] === unit);
+    return job?.[2] !== 'stop';
+  }
+  return true;
 }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { abortConnection, findMount, unmount } from '../src/mount.ts';
 import { endMount, mountState } from '../src/service.ts';
 import * as sys from '../src/sys.ts';
-import { notifications, ownUnit, storedMount } from '../src/systemd.ts';
+import { isRestart, notifications, ownUnit, storedMount } from '../src/systemd.ts';
 
 const skip = existsSync('/dev/fuse') && sys.geteuid() === 0 ? false : 'needs root and /dev/fuse';
 const notes = new URL('../examples/notes.ts', import.meta.url).pathname;
@@ -162,6 +162,31 @@ test('fd store: kill -9 is a recovery, a restart an upgrade, an unmount empties 
       abortConnection(mount.device);
       await unmount(dir, { force: true });
     }
+    rmSync(scratch, { recursive: true, force: true });
+  }
+});
+
+test('a stop is told from a restart also when systemd kills the systemctl that asks', async () => {
+  const scratch = mkdtempSync(join(tmpdir(), 'steadfs-systemctl-'));
+  const path = process.env.PATH;
+  try {
+    process.env.PATH = `${scratch}:${path}`;
+    const says = (text: string) =>
+      writeFileSync(
+        join(scratch, 'systemctl'),
+        `#!/bin/sh\n[ -e ${scratch}/asked ] || { : >${scratch}/asked; kill $$; sleep 5; }\necho '${text}'\n`,
+        { mode: 0o755 },
+      );
+    for (const [type, restart] of [
+      ['stop', false],
+      ['restart', true],
+    ] as const) {
+      rmSync(join(scratch, 'asked'), { force: true });
+      says(`7 other.service stop waiting\n20 a.service ${type} running`);
+      assert.equal(await isRestart('a.service'), restart);
+    }
+  } finally {
+    process.env.PATH = path;
     rmSync(scratch, { recursive: true, force: true });
   }
 });
