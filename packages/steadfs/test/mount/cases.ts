@@ -44,11 +44,21 @@ function other(name: string, ...args: string[]) {
   return {
     child,
     said: async (word: string) => {
-      for (let i = 0; i < 500 && !out.includes(word); i++) await new Promise(resolve => setTimeout(resolve, 10));
+      for (let i = 0; i < 3000 && !out.includes(word); i++) await new Promise(resolve => setTimeout(resolve, 10));
       assert.ok(out.includes(word), `${name} did not say ${word}: ${out}`);
     },
     ended,
   };
+}
+
+/** Waits until the main thread of a process sleeps in fcntl(2) (/proc/PID/syscall, proc(5): number and arguments in hexadecimal, or "running"): its request is on its way. */
+async function blockedInFcntl(pid: number): Promise<void> {
+  const fcntl = process.arch === 'arm64' ? '25' : '72';
+  for (let i = 0; i < 3000; i++) {
+    if (readFileSync(`/proc/${pid}/syscall`, 'utf8').split(' ')[0] === fcntl) return;
+    await new Promise(resolve => setTimeout(resolve, 10));
+  }
+  assert.fail(`process ${pid} never waits in fcntl`);
 }
 
 const lock = (fd: number, cmd: number, type: number, start = 0, length = 0) => {
@@ -211,7 +221,7 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
     await peer.said('second');
     peer.child.stdin.write('go\n');
     await peer.said('waits');
-    await new Promise(resolve => setTimeout(resolve, 300));
+    await blockedInFcntl(peer.child.pid!);
     fails(lock(d, F.SETLKW, F_WRLCK, 1, 1), 'EDEADLK', 'the second waiter');
     const held = c.fcntlLock(d, F.GETLK, { type: F_WRLCK, start: 1, length: 1 }) as c.Lock;
     assert.deepEqual([held.type, held.pid], [F_WRLCK, peer.child.pid]);
