@@ -4,11 +4,13 @@
  *
  *   node storm.ts --dir DIR [--seconds N]                                    without events, on any directory
  *   node storm.ts --mount [--client juicefs] [--events service,keeper,inTurn,upgrade] [--count N] [--seed N] [--programs A,B] [--json FILE]
+ *                   [--meta sqlite|redis|postgres|mariadb] [--store file|s3]
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { META_KINDS, type MetaKind, STORE_KINDS, type StoreKind, startNetwork } from '../servers/network.ts';
 import { type Random, seeded } from '../support/random.ts';
 import { removeTree } from '../support/remove.ts';
 import { abortMount, type Client, missing, openVolume, processesWith, type Volume } from '../support/volume.ts';
@@ -16,9 +18,9 @@ import { PROGRAMS } from './programs.ts';
 
 /**
  * `inTurn`: one of the two, and the other as soon as that one is there again. `both`: within a moment, which only a mount under the fd store
- * survives.
+ * survives. `action`: StormOptions.action.
  */
-export type EventKind = 'service' | 'keeper' | 'inTurn' | 'both' | 'upgrade';
+export type EventKind = 'service' | 'keeper' | 'inTurn' | 'both' | 'upgrade' | 'action';
 
 export interface StormOptions {
   dir: string;
@@ -30,6 +32,8 @@ export interface StormOptions {
   programs?: readonly string[];
   /** How a planned upgrade is made; answers what went wrong. */
   upgrade?: () => string | undefined;
+  /** Happens in place of an event, and is over when it settles; answers what went wrong. */
+  action?: (random: Random, index: number) => Promise<string | undefined>;
   log?: (line: string) => void;
 }
 
@@ -193,7 +197,7 @@ export async function storm(options: StormOptions): Promise<Report> {
   };
   const samples: { memory: number; descriptors: number }[] = [];
   const windows: { kind: string; begin: number; end: number }[] = [];
-  let alive = await wait('start', p => p.state === 'running', 60_000);
+  let alive = await wait('start', p => p.state === 'running', 180_000);
   const began = now();
   const end = Date.now() + options.seconds * 1000;
   if (alive && options.events.length === 0) while (Date.now() < end) await sleep(100);
@@ -209,7 +213,13 @@ export async function storm(options: StormOptions): Promise<Report> {
     }
     const order: Role[] = random.chance(50) ? ['service', 'keeper'] : ['keeper', 'service'];
     const rounds: Role[][] =
-      kind === 'upgrade' ? [] : kind === 'both' ? [order] : kind === 'inTurn' ? order.map(r => [r]) : [[kind]];
+      kind === 'upgrade' || kind === 'action'
+        ? []
+        : kind === 'both'
+          ? [order]
+          : kind === 'inTurn'
+            ? order.map(r => [r])
+            : [[kind]];
     let lost = '';
     for (const victims of rounds) {
       const old = roles(options.dir);
@@ -219,9 +229,13 @@ export async function storm(options: StormOptions): Promise<Report> {
       lost = await renewed(victims, old);
     }
     if (kind === 'upgrade') lost = await renewed(['service'], before);
+    if (kind === 'action') {
+      lost = (await options.action?.(random, i)) ?? '';
+      for (const p of running) p.heard = Date.now();
+    }
     if (lost) {
       report.faults.push(`event ${i} (${kind}): ${lost}`);
-      alive = kind === 'upgrade';
+      alive = kind === 'upgrade' || kind === 'action';
     }
     const after = roles(options.dir);
     const back = now();
@@ -291,9 +305,22 @@ export function describe(report: Report): string {
 
 /** A storm on a fresh volume, which is unmounted (by force if need be) afterwards. */
 export async function stormOnVolume(
-  options: Omit<StormOptions, 'dir' | 'upgrade'> & { client?: Client; mount?: string[] },
+  options: Omit<StormOptions, 'dir' | 'upgrade'> & {
+    client?: Client;
+    mount?: string[];
+    /** Where the volume is; SQLite and a directory otherwise. */
+    network?: { meta?: string; store?: string[] };
+    /** Called with the mounted volume before the programs start. */
+    mounted?: (volume: Volume) => void;
+  },
 ): Promise<Report> {
-  const volume: Volume = openVolume({ client: options.client ?? 'steadfs', mount: options.mount ?? [] });
+  const volume: Volume = openVolume({
+    client: options.client ?? 'steadfs',
+    mount: options.mount ?? [],
+    ...(options.network?.meta ? { meta: options.network.meta } : {}),
+    ...(options.network?.store ? { store: options.network.store } : {}),
+  });
+  options.mounted?.(volume);
   let fault: string | undefined;
   let report: Report | undefined;
   try {
@@ -326,13 +353,15 @@ async function main(): Promise<number> {
       seconds: { type: 'string', default: '10' },
       seed: { type: 'string' },
       programs: { type: 'string' },
+      meta: { type: 'string', default: 'sqlite' },
+      store: { type: 'string', default: 'file' },
       json: { type: 'string' },
       verbose: { type: 'boolean', default: false },
     },
   });
   if (!values.dir === !values.mount) {
     console.error(
-      'usage: node storm.ts --dir DIR [--seconds N] | --mount [--client juicefs] [--events A,B] [--count N] [--full] [--seed N] [--programs A,B] [--json FILE]',
+      'usage: node storm.ts --dir DIR [--seconds N] | --mount [--client juicefs] [--events A,B] [--count N] [--full] [--seed N] [--programs A,B] [--meta KIND] [--store KIND] [--json FILE]',
     );
     return 2;
   }
@@ -340,6 +369,16 @@ async function main(): Promise<number> {
   const lack = values.mount ? missing(client) : undefined;
   if (lack) {
     console.log(`skipped: ${lack}`);
+    return 0;
+  }
+  const { meta, store } = values as { meta: MetaKind; store: StoreKind };
+  if (!META_KINDS.includes(meta) || !STORE_KINDS.includes(store)) {
+    console.error(`--meta is one of ${META_KINDS.join(', ')}; --store one of ${STORE_KINDS.join(', ')}`);
+    return 2;
+  }
+  const network = await startNetwork(meta, store);
+  if ('missing' in network) {
+    console.log(`skipped: ${network.missing}`);
     return 0;
   }
   const words = (text: string): string[] => text.split(/[ ,]/).filter(w => w !== '');
@@ -350,14 +389,20 @@ async function main(): Promise<number> {
     ...(values.programs ? { programs: words(values.programs) } : {}),
     ...(values.verbose ? { log: (line: string) => console.log(line) } : {}),
   };
-  const report = values.dir
-    ? await storm({ ...common, dir: values.dir, events: [] })
-    : await stormOnVolume({
-        ...common,
-        client,
-        mount: words(values.options),
-        events: words(values.events) as EventKind[],
-      });
+  let report: Report;
+  try {
+    report = values.dir
+      ? await storm({ ...common, dir: values.dir, events: [] })
+      : await stormOnVolume({
+          ...common,
+          client,
+          network,
+          mount: words(values.options),
+          events: words(values.events) as EventKind[],
+        });
+  } finally {
+    await network.close();
+  }
   if (values.json) writeFileSync(values.json, `${JSON.stringify(report, undefined, 2)}\n`);
   console.log(describe(report));
   return report.failed + report.wrong + report.faults.length > 0 ? 1 : 0;

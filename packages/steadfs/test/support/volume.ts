@@ -30,6 +30,8 @@ export interface VolumeOptions {
   base?: string;
   /** Metadata URL; SQLite in the base otherwise. */
   meta?: string;
+  /** Flags of `format` that name the store; a directory in the base otherwise. */
+  store?: string[];
 }
 
 export interface Volume {
@@ -138,10 +140,8 @@ export function openVolume(options: VolumeOptions = {}): Volume {
     throw new Error(`${client} ${what}: ${r.error?.message ?? `exit ${r.status ?? r.signal}`}\n${r.stdout}${r.stderr}`);
   };
   const formatArgs = options.format ?? ['--trash-days', '0'];
-  check(
-    runClient(client, ['format', ...formatArgs, '--storage', 'file', '--bucket', `${base}/objects/`, meta, 'judged']),
-    'format',
-  );
+  const store = options.store ?? ['--storage', 'file', '--bucket', `${base}/objects/`];
+  check(runClient(client, ['format', ...formatArgs, ...store, meta, 'judged']), 'format');
   check(runClient(client, mountArgs), 'mount');
   if (!mountOf(dir)) throw new Error(`${client} mount ended with 0, and ${dir} is not mounted`);
   return {
