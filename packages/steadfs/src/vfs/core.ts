@@ -175,14 +175,18 @@ export class Core {
     this.data.invalidate(inode.ino);
     inode.seen = versionOf(attr);
     // After a restart nobody knows whether another client wrote meanwhile.
-    this.invalidatePages(inode.ino);
+    inode.dropping++;
+    this.invalidatePages(inode.ino).finally(() => inode.dropping--);
   }
 
-  invalidatePages(ino: Ino): void {
-    this.notify?.invalInode(this.node(ino), 0, -1).catch(e => {
+  /** Settles when the kernel has dropped them; never rejects. */
+  async invalidatePages(ino: Ino): Promise<void> {
+    try {
+      await this.notify?.invalInode(this.node(ino), 0, -1);
+    } catch (e) {
       if ((e as { errno?: number }).errno !== ENOENT.errno)
         this.log.debug({ err: e as Error }, 'cannot drop cached pages');
-    });
+    }
   }
 
   /** Attributes of an open inode; asked for when they are not known (after a restart). */

@@ -32,6 +32,8 @@ export interface OpenInode {
   changes: number;
   /** Version whose content the kernel's pages have; undefined when we do not know. */
   seen: Version | undefined;
+  /** Notifications on their way that make the kernel drop its pages: until they are through, it may have older ones than `seen`. */
+  dropping: number;
   /** mtime that our last write set. */
   ownMtime: number;
   ownMtimensec: number;
@@ -94,6 +96,7 @@ export class Inodes {
         dirty: false,
         changes: 0,
         seen: this.#seen.get(ino),
+        dropping: 0,
         ownMtime: 0,
         ownMtimensec: -1,
       };
@@ -107,7 +110,8 @@ export class Inodes {
   drop(inode: OpenInode): boolean {
     if (--inode.refs > 0) return false;
     this.#open.delete(inode.ino);
-    if (inode.seen !== undefined && inode.removed !== 'sustained') this.#remember(inode.ino, inode.seen);
+    if (inode.seen !== undefined && inode.dropping === 0 && inode.removed !== 'sustained')
+      this.#remember(inode.ino, inode.seen);
     else this.#seen.delete(inode.ino);
     return true;
   }

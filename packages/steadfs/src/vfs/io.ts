@@ -227,7 +227,7 @@ export function ioMethods(core: Core): IoMethods {
     const pending = data.pending(inode.ino);
     const foreign = learn(inode, attr, pending, before) === 'foreign';
     if (foreign) data.invalidate(inode.ino);
-    const keep = !foreign && inode.seen !== undefined;
+    const keep = !foreign && inode.seen !== undefined && inode.dropping === 0;
     // Without KEEP_CACHE the kernel drops its pages now, and what it reads from now on is of this version.
     if (!keep) inode.seen = versionOf(attr);
     const handle = core.openHandle(ctx, inode, flags);
