@@ -151,6 +151,12 @@ function globalOptions(values: Record<string, unknown>): GlobalOptions {
 
 /** Runs one command line (without interpreter and script). Answers the exit code. */
 export async function run(argv: readonly string[]): Promise<number> {
+  if (argv[0] === 'mount-helper') {
+    const { helperArguments } = await import('./commands/mount-helper.ts');
+    const { mountFlags } = await import('./commands/mount-flags.ts');
+    const words = helperArguments(argv.slice(1), mountFlags);
+    return words === undefined ? ExitCode.ok : await run(words);
+  }
   const at = commandIndex(argv);
   if (argv.slice(0, at < 0 ? undefined : at).some(a => /^--?(V|version)$/.test(a))) {
     console.log(`steadfs version ${VERSION}`);

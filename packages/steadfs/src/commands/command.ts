@@ -41,6 +41,11 @@ export class Flags {
     return this.#values.has(name);
   }
 
+  /** What stood on the command line, by canonical name. */
+  get all(): ReadonlyMap<string, string | boolean | string[]> {
+    return this.#values;
+  }
+
   bool(name: string): boolean {
     return this.#values.get(name) === true;
   }

@@ -21,6 +21,11 @@ export const mountFlags: readonly Flag[] = [
     type: 'list',
     help: 'mount options: allow_other, default_permissions, ro, nonempty, nosuid, nodev, noexec, noatime, sync, dirsync',
   },
+  {
+    name: 'update-fstab',
+    type: 'bool',
+    help: 'add the mount to /etc/fstab, and make /sbin/mount.steadfs when it is missing',
+  },
   { name: 'over-mount', type: 'bool', help: 'mount over what is mounted there instead of replacing it' },
   // what is mounted
   { name: 'bucket', type: 'string', help: "endpoint of the object storage, instead of the volume's own" },

@@ -11,6 +11,7 @@ import { Failure, messageOf } from './failure.ts';
 import { testStore } from './format.ts';
 import { maskUrl } from './mask.ts';
 import { mountFlags, planMount, type ServiceOptions } from './mount-flags.ts';
+import { fstabLine, updateFstab } from './mount-helper.ts';
 import { resolveMountPoint } from './mount-point.ts';
 import { absoluteUrl, connect, loadVolume, localPaths, openVolumeStore } from './volume.ts';
 
@@ -63,6 +64,11 @@ On a mount point where the same volume is mounted already, this version and thes
       );
     if (!live && !underSystemd) checkFolder(mountPoint, plan.nonempty || before !== undefined);
     if (plan.options.logFile) checkLog(plan.options.logFile);
+    if (flags.bool('update-fstab')) {
+      if (maskUrl(metaUrl) !== metaUrl)
+        throw new Failure('--update-fstab: everybody may read /etc/fstab, and the META-URL holds a password');
+      updateFstab(fstabLine(metaUrl, mountPoint, flags.all), resolve(dirname(process.argv[1]!), '../bin/steadfs'));
+    }
     const runtime = installRuntime();
     const settings = {
       mountPoint,
