@@ -184,14 +184,14 @@ export async function storm(options: StormOptions): Promise<Report> {
     report.faults.push(`${what}: no word in ${ms} ms from ${late.join(', ')}`);
     return false;
   };
-  /** Waits until there is a new process for each role; says what is missing after 15 s. */
+  /** Waits until there is a new process for each role; says what is missing after 60 s. */
   const renewed = async (victims: Role[], old: Record<Role, number | undefined>): Promise<string> => {
-    const deadline = Date.now() + 15_000;
+    const deadline = Date.now() + 60_000;
     for (;;) {
       const found = roles(options.dir);
       if (victims.every(v => found[v] !== undefined && found[v] !== old[v])) return '';
       if (Date.now() > deadline)
-        return `after 15 s the processes are ${JSON.stringify(found)}, before ${JSON.stringify(old)}`;
+        return `after 60 s the processes are ${JSON.stringify(found)}, before ${JSON.stringify(old)}`;
       await sleep(10);
     }
   };
@@ -242,9 +242,9 @@ export async function storm(options: StormOptions): Promise<Report> {
     await sleep(120);
     windows.push({ kind, begin, end: now() });
     samples.push(usage([after.service, after.keeper]));
-    const silent = running.filter(p => p.state === 'running' && Date.now() - p.heard > 30_000).map(p => p.name);
+    const silent = running.filter(p => p.state === 'running' && Date.now() - p.heard > 60_000).map(p => p.name);
     if (silent.length > 0) {
-      report.faults.push(`event ${i} (${kind}): nothing heard for 30 s from ${silent.join(', ')}`);
+      report.faults.push(`event ${i} (${kind}): nothing heard for 60 s from ${silent.join(', ')}`);
       alive = false;
     }
     log(

@@ -609,6 +609,42 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       assert.ok((await c.engine.deadSlices(10)).some(s => s.id === lost));
     });
 
+    it('keeps what is committed beside a compaction, and copies what it read', async () => {
+      const c = await mount();
+      const other = await c.db.open();
+      await other.load();
+      for (let round = 0; round < 12; round++) {
+        const { ino } = await c.create(ROOT, `f${round}`);
+        const { ino: out } = await c.create(ROOT, `out${round}`);
+        for (let i = 0; i < 4; i++) await c.write(ino, i * 100, 100);
+        const original = await c.engine.readChunk(ino, 0);
+        const id = await c.engine.newSliceIds(1);
+        const [compacted] = await Promise.all([
+          other.compact(c.op(), ino, 0, original, 0, { pos: 0, id, size: 400, off: 0, len: 400 }),
+          ...[4, 5, 6, 7].map(async i => {
+            const record = { pos: i * 100, id: await c.engine.newSliceIds(1), size: 100, off: 0, len: 100 };
+            const time = { sec: 1_700_000_000 + round, nsec: i };
+            await c.engine.write(c.op(), ino, 0, [record], i * 100 + 100, time, time, false);
+          }),
+          c.engine.copyFileRange(c.op(), root, ino, 0, out, 0, 400),
+        ]);
+        const records = await c.engine.readChunk(ino, 0);
+        assert.equal(compacted, true);
+        assert.deepEqual(
+          records.map(r => r.pos).sort((a, b) => a - b),
+          [0, 400, 500, 600, 700],
+        );
+        // Whatever the copy refers to is not listed as dead.
+        const copied = await c.engine.readChunk(out, 0);
+        const dead = new Set((await c.engine.deadSlices(1000)).map(s => s.id));
+        assert.deepEqual(
+          copied.filter(r => dead.has(r.id)),
+          [],
+        );
+      }
+      await other.close();
+    });
+
     it('delays the old slices of a compaction where there is trash', async () => {
       const c = await mount({ TrashDays: 1 });
       const { ino } = await c.create(ROOT, 'f');

@@ -132,9 +132,12 @@ export class NetworkTx implements Tx {
   readonly #host: NetworkTxHost;
   readonly #p: string;
   readonly #mysql: boolean;
+  readonly #writes: boolean;
 
-  constructor(host: NetworkTxHost, connection: SqlConnection, now: TimeSet) {
+  /** `writes`: inside a transaction, whose reads of slice lists lock them. */
+  constructor(host: NetworkTxHost, connection: SqlConnection, now: TimeSet, writes = false) {
     this.#host = host;
+    this.#writes = writes;
     this.#c = connection;
     this.#p = host.prefix;
     this.#mysql = host.kind === 'mysql';
@@ -345,7 +348,9 @@ export class NetworkTx implements Tx {
   }
 
   *chunk(ino: Ino, index: number): Body<Slice[]> {
-    const rows = yield* this.#all(`SELECT slices FROM ${this.#p}chunk WHERE inode = ? AND indx = ?`, [
+    // A commit appends without reading: between a plain read and the list that is made of it, its record would be lost.
+    const lock = this.#writes ? ' FOR UPDATE' : '';
+    const rows = yield* this.#all(`SELECT slices FROM ${this.#p}chunk WHERE inode = ? AND indx = ?${lock}`, [
       inoToBigint(ino),
       index,
     ]);

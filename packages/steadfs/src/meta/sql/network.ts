@@ -159,7 +159,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     return await persist(async c => {
       await c.run(kind === 'postgres' ? 'BEGIN ISOLATION LEVEL READ COMMITTED' : 'START TRANSACTION', []);
       try {
-        const value = await work(new NetworkTx(host, c, now()), c);
+        const value = await work(new NetworkTx(host, c, now(), true), c);
         await c.run('COMMIT', []);
         return value;
       } catch (e) {
