@@ -2,7 +2,7 @@
  * Makes dist/steadfs.mjs, what the keeper and the service run: one bundle of our sources and the libraries, big ones (database
  * drivers, S3) in chunks of their own that are loaded when wanted. Nothing is done while the bundle is newer than every source.
  *
- *   node scripts/build.ts [--force] [--clean] [--out FOLDER] [--version X.Y.Z]
+ *   node scripts/build.ts [--force] [--clean] [--out FOLDER] [--version X.Y.Z] [--faults]
  *
  * Chunks of older bundles stay for a day (--clean: not), as a running command may still load one. The result replaces the old one file by file, steadfs.mjs last, so that whoever starts meanwhile finds a whole one. bundle.json lists
  * the files that belong to it.
@@ -25,6 +25,8 @@ import { build, type Plugin } from 'esbuild';
 
 const ROOT = resolve(import.meta.dirname, '..');
 const PACKAGE = join(ROOT, 'packages/steadfs');
+const FAULT_POINTS = join(ROOT, 'packages/fuse/src/fault.ts');
+const POINTS = join(ROOT, 'packages/fuse/test/faults/points.ts');
 const SOURCES = [
   join(PACKAGE, 'src'),
   join(PACKAGE, 'package.json'),
@@ -43,12 +45,15 @@ function newest(paths: readonly string[]): number {
   return latest;
 }
 
-/** Workers: `new URL('./x.ts', import.meta.url)` becomes an entry point of its own, named the same with .mjs. */
-function workers(found: Set<string>): Plugin {
+/** Workers: `new URL('./x.ts', import.meta.url)` becomes an entry point of its own, named the same with .mjs. With `faults`, fault points are real. */
+function workers(found: Set<string>, faults: boolean): Plugin {
   return {
     name: 'workers',
     setup(plugin) {
       plugin.onLoad({ filter: /packages\/(steadfs|fuse)\/src\/.*\.ts$/ }, ({ path }) => {
+        if (faults && path === FAULT_POINTS) {
+          return { contents: readFileSync(POINTS, 'utf8'), loader: 'ts', resolveDir: dirname(POINTS) };
+        }
         const text = readFileSync(path, 'utf8').replace(
           /new URL\(\s*'(\.[^']*\.ts)',\s*import\.meta\.url\s*\)/g,
           (_, target: string) => {
@@ -93,6 +98,8 @@ export interface BuildOptions {
   out?: string | undefined;
   /** Instead of package.json's. */
   version?: string | undefined;
+  /** With the fault points of tests (packages/fuse/src/fault.ts). */
+  faults?: boolean | undefined;
 }
 
 /** One build at a time in a folder: two would mix their files. A lock whose process is gone is taken over. */
@@ -133,7 +140,8 @@ export async function makeBundle(options: BuildOptions = {}): Promise<boolean> {
 
 async function makeLocked(out: string, options: BuildOptions): Promise<boolean> {
   const entry = join(out, 'steadfs.mjs');
-  const before = newest(SOURCES);
+  const sources = options.faults ? [...SOURCES, POINTS] : SOURCES;
+  const before = newest(sources);
   if (!options.force && existsSync(entry) && statSync(entry).mtimeMs > before) return false;
 
   const manifest = JSON.parse(readFileSync(join(PACKAGE, 'package.json'), 'utf8')) as { version: string };
@@ -168,7 +176,7 @@ async function makeLocked(out: string, options: BuildOptions): Promise<boolean> 
         banner: {
           js: "import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);",
         },
-        plugins: [workers(found), natives],
+        plugins: [workers(found, options.faults ?? false), natives],
       });
     }
     const files = readdirSync(temporary).sort((a, b) => Number(a === 'steadfs.mjs') - Number(b === 'steadfs.mjs'));
@@ -178,7 +186,7 @@ async function makeLocked(out: string, options: BuildOptions): Promise<boolean> 
       renameSync(join(temporary, file), join(out, file));
     // What changed while it was bundled must look newer than the bundle.
     const stamp = new Date(Math.max(before + 1, Date.now() - 1));
-    if (newest(SOURCES) === before) utimesSync(entry, stamp, stamp);
+    if (newest(sources) === before) utimesSync(entry, stamp, stamp);
     else utimesSync(entry, new Date(before), new Date(before));
     const now = Date.now();
     for (const file of readdirSync(out))
@@ -201,6 +209,7 @@ if (import.meta.main) {
       clean: { type: 'boolean' },
       out: { type: 'string' },
       version: { type: 'string' },
+      faults: { type: 'boolean' },
     },
   });
   const started = performance.now();

@@ -39,6 +39,7 @@ import { fstatSync } from 'node:fs';
 import { crc32 } from 'node:zlib';
 import { type ArenaTables, arenaTables, createArena } from './arena.ts';
 import type { Arena, Blob, Capsule, Cells, Records, SectionSpec } from './capsule-types.ts';
+import { faultPoint } from './fault.ts';
 import {
   ftruncate,
   lockHolder,
@@ -261,6 +262,7 @@ export function openCapsule(
     if (offset + length > header.size) throw new CapsuleError('full', `no room for section ${info.name}`);
     const section = { ...info, entry, offset, length };
     writeEntry(memory, section);
+    faultPoint('section.made', section);
     return section;
   }
 
@@ -487,6 +489,7 @@ function recordsOver(memory: Memory, section: Section): Records {
         const from = high;
         high = Math.min(capacity, from + step);
         Atomics.store(highWord, 0, high);
+        faultPoint('record.high', name);
         for (let i = high - 1; i >= from; i--) list(i);
       }
       const index = free.pop();
@@ -495,11 +498,15 @@ function recordsOver(memory: Memory, section: Section): Records {
     },
     state: index => Atomics.load(states, index * stride),
     setState(index, state) {
+      faultPoint('record.before-state', name);
       Atomics.store(states, index * stride, state);
+      faultPoint('record.state', name);
     },
     free(index) {
       if (!(index < high) || listed[index]) throw new RangeError(`record ${index} of ${name} is free already`);
+      faultPoint('record.before-free', name);
       Atomics.store(states, index * stride, 0);
+      faultPoint('record.free', name);
       list(index);
     },
     *live() {
@@ -549,7 +556,9 @@ function blobOver({ bytes, view }: Memory, section: Section): Blob {
       view.setUint32(at(copy), value.length, true);
       view.setUint32(at(copy) + 4, crc32(value), true);
       bytes.set(value, at(copy) + 8);
+      faultPoint('blob.before-select', name);
       Atomics.store(selector, 0, copy);
+      faultPoint('blob.selected', name);
     },
   };
 }

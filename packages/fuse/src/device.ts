@@ -13,6 +13,7 @@
  */
 import koffi from 'koffi';
 import { PAGE, WRITE_PREFIX } from './abi.ts';
+import { faultPoint } from './fault.ts';
 import type { Slots } from './slots.ts';
 import {
   allocate,
@@ -271,6 +272,7 @@ export class Device {
       if (n > 0) {
         if (count++ === 0) start = performance.now();
         this.#draining = true;
+        faultPoint('request.read');
         receiver.received(n);
         this.#draining = false;
         empty = 0;

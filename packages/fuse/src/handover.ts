@@ -15,6 +15,7 @@ import { fstatSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { CapsuleError, lockCapsule } from './capsule.ts';
 import { EACCES, EAGAIN, ECONNABORTED, EINTR, Errno, ETIMEDOUT } from './errno.ts';
+import { faultPoint } from './fault.ts';
 import { FD_ARENA, FD_CAPSULE, FD_FUSE, FD_LAUNCH, FD_STATE, type HeldFds, holdsCapsule } from './launch.ts';
 import type { Launch, Takeover } from './service-types.ts';
 import * as sys from './sys.ts';
@@ -167,14 +168,18 @@ export function serveControl(directory: string, handlers: ControlHandlers): Cont
       for (;;) {
         const { message, fds } = await connection.receive(24 * 3600e3);
         for (const one of fds) sys.close(one);
+        faultPoint('control.asked');
         if (message.op === 'state') connection.send({ ok: true, ...handlers.info() });
         else if (message.op === 'take') {
           const { fuse, capsule, arena, launch, state } = handlers.fds;
           connection.send({ ok: true, ...handlers.info() }, [fuse, capsule, arena, launch, state]);
+          faultPoint('control.gave-fds');
         } else if (message.op === 'yield') {
           yielded = true;
           await handlers.yielding();
+          faultPoint('control.before-answer');
           connection.send({ ok: true, keeper: handlers.info().keeper });
+          faultPoint('control.answered');
         } else connection.send({ ok: false, reason: `unknown request ${String(message.op)}` });
       }
     } catch (error) {
@@ -282,6 +287,7 @@ export function takeOver(capsuleFd: number, oldKeeper: number, timeout = 10_000)
   const { ino } = fstatSync(capsuleFd);
   const end = performance.now() + timeout;
   if (oldKeeper > 0) killAndWait(oldKeeper, timeout, pid => pid !== process.ppid && holdsCapsule(pid, ino));
+  faultPoint('upgrade.keeper-dead');
   let died: number | undefined;
   for (;;) {
     const holder = sys.lockHolder(capsuleFd);

@@ -18,6 +18,7 @@ import {
   peekBlob,
 } from './capsule.ts';
 import { EACCES, EBUSY, ECANCELED, EINVAL, EIO, ENOTCONN, ETIMEDOUT } from './errno.ts';
+import { faultPoint } from './fault.ts';
 import {
   type Control,
   type ControlServer,
@@ -288,14 +289,17 @@ export async function replaceMount(settings: ReplaceSettings): Promise<Replaced>
   const launch: Launch = { ...old, version, command, options, arenaSize, created: Date.now() };
   if (log === undefined) delete launch.log;
   else launch.log = log;
+  faultPoint('command.has-fds');
   const ours: HeldFds = { ...fds, launch: createLaunch(launch), state: createState() };
   sys.close(fds.launch);
   sys.close(fds.state);
   const starter = listenForReports();
   try {
     const keeper = startKeeper({ launch, fds: ours, mode: 'upgrade', report: starter.writeEnd });
+    faultPoint('command.keeper-started');
     try {
       const { service, takeover } = await starter.served(settings.timeout ?? 60_000, keeper);
+      faultPoint('command.served');
       keeper.unref();
       return { device: launch.device, keeper: keeper.pid, service, takeover };
     } catch (error) {
@@ -391,6 +395,7 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
   const progress = { served: false };
   try {
     report({ event: 'started', service: process.pid });
+    faultPoint('adopt.begun', mode);
     await adoptAndServe(settings, mode, log, report, progress);
     process.exit(EXIT_ENDED);
   } catch (error) {
@@ -434,6 +439,7 @@ async function adoptAndServe<Warm>(
   };
   const upgrade = mode === 'upgrade';
   if (!upgrade) lock();
+  faultPoint('adopt.locked', mode);
   let adopted = !upgrade;
 
   // --- Signals: TERM and INT unmount, once this process may.
@@ -465,8 +471,10 @@ async function adoptAndServe<Warm>(
   let before: ProcessRecord | undefined;
   let mapped: MappedCapsule;
   try {
+    faultPoint('adopt.before-map', mode);
     mapped = mapCapsule(capsuleFds, sizes);
     if (upgrade) rehearse();
+    faultPoint('adopt.mapped', mode);
     const { sections } = inspectCapsule(FD_CAPSULE);
     const known = settings.sections && [
       ...settings.sections,
@@ -488,6 +496,7 @@ async function adoptAndServe<Warm>(
   notify?.store(HELD);
   let warm: Warm;
   try {
+    faultPoint('adopt.before-prepare', mode);
     warm = await settings.prepare({ launch, why, peek: name => peekBlob(FD_CAPSULE, name) });
   } catch (error) {
     if (why === 'upgrade' || why === 'mount') throw new Exit(EXIT_REFUSED, message(error));
@@ -498,14 +507,20 @@ async function adoptAndServe<Warm>(
 
   // --- Commit
   let pauseFrom = bornAt;
+  faultPoint('adopt.prepared', mode);
   if (upgrade) {
     const old = await connectControl(launch.directory, 'state', 500).catch(() => undefined);
     if (ended(FD_FUSE)) throw new Exit(EXIT_REFUSED, 'the mount has ended meanwhile');
     pauseFrom = now();
+    faultPoint('upgrade.before-yield');
     if (old) await old.yield(YIELD_MS * 5);
+    faultPoint('upgrade.yielded');
     writeState(FD_STATE, 'committed');
+    faultPoint('upgrade.committed');
     report({ event: 'committing' });
+    faultPoint('upgrade.before-kill');
     takeOver(FD_CAPSULE, old?.info.keeper ?? before?.keeper ?? 0);
+    faultPoint('upgrade.old-dead');
     closeQuietly(old);
     adopted = true;
   }
@@ -520,6 +535,7 @@ async function adoptAndServe<Warm>(
   record.version = settings.version;
   const save = (): void => blob.set(Buffer.from(JSON.stringify(record)));
   save();
+  faultPoint('adopt.recorded', mode);
 
   let watch: KeeperWatch | undefined;
   let control: ControlServer | undefined;
@@ -551,7 +567,9 @@ async function adoptAndServe<Warm>(
         fds: HELD,
         async yielding() {
           watch?.suspend();
+          faultPoint('yield.asked');
           await bounded(settings.yielding?.(), YIELD_MS);
+          faultPoint('yield.done');
         },
         resume() {
           log('warn', 'the take-over was given up: going on');
@@ -578,9 +596,12 @@ async function adoptAndServe<Warm>(
     if (from) takeover.from = from;
     record.takeovers = [...record.takeovers, takeover].slice(-KEPT_TAKEOVERS);
     save();
+    faultPoint('adopt.before-serving', mode);
     writeState(FD_STATE, 'serving');
+    faultPoint('adopt.serving', mode);
     setImmediate(() => {
       settle();
+      faultPoint('adopt.settled', mode);
       report({ event: 'serving', service: process.pid, keeper: keeperPid, takeover });
       notify?.ready(`${launch.mount.source} at ${launch.mountPoint}`);
       log(
@@ -592,6 +613,7 @@ async function adoptAndServe<Warm>(
   const late = setTimeout(settle, 1000);
   late.unref();
   await settings.serve({ fd: FD_FUSE, capsule, launch, why, serving }, warm);
+  faultPoint('end.served');
 
   // --- The mount has ended
   watch?.stop();

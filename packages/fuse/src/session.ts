@@ -96,6 +96,7 @@ import {
   Errno,
   errnoOf,
 } from './errno.ts';
+import { faultPoint } from './fault.ts';
 import { APPLIED, INTERRUPTED, PARKED_REPLY_MAX, REPLY, SLOTS, Slots } from './slots.ts';
 import type { Memory } from './sys.ts';
 import type {
@@ -932,6 +933,7 @@ class Server implements Session, Receiver {
       this.slots.clearLanding();
     }
     this.#claimSpills();
+    faultPoint('adopt.claimed');
     if (this.connection) await this.#fs.init?.(this.connection, this.notify);
     this.#replay();
     if (this.slots.landedLength !== 0) this.received(this.slots.landedLength, true);
@@ -996,6 +998,7 @@ class Server implements Session, Receiver {
         const n = this.device.write(slots.replyAddress(k), slots.replyLength(k));
         if (n < 0 && n !== ENOENT_WRITE && n !== ENODEV_WRITE)
           this.#log('error', `a stored reply is refused with errno ${-n}`);
+        faultPoint('adopt.answered-again');
         slots.free(k);
         this.#adopted.answered++;
       } else taken.push(k);
@@ -1017,7 +1020,9 @@ class Server implements Session, Receiver {
     this.#replayed = new Set(waiting);
     this.#queue = waiting;
     this.#adopted.repeated = taken.length;
+    faultPoint('adopt.before-replay');
     for (const k of taken) this.#dispatch(k, true);
+    faultPoint('adopt.replayed');
     this.#pump();
   }
 
@@ -1144,6 +1149,7 @@ class Server implements Session, Receiver {
       for (let i = slots.progress; i < count; i++) {
         if ((i & (FORGET_SLICE - 1)) === FORGET_SLICE - 1 && performance.now() - start > 1) return;
         slots.progress = i + 1;
+        faultPoint('forget.step');
         const at = batch ? IN_HEADER + 8 + 16 * i : IN_NODEID;
         const next = batch ? at + 8 : IN_HEADER;
         try {
@@ -1165,6 +1171,7 @@ class Server implements Session, Receiver {
     const found = this.#find(lo, hi);
     if (!found) return; // answered meanwhile
     this.slots.setFlag(found.from, found.index, INTERRUPTED);
+    faultPoint('interrupt.noted');
     const request = found.from === this.slots.slots ? this.#requests[found.index] : this.#parked.get(found.index);
     request?.fire();
   }
@@ -1187,6 +1194,7 @@ class Server implements Session, Receiver {
     }
     const handler = handlers[request.opcode];
     try {
+      faultPoint('request.before-run', request);
       if (!handler) throw EOPNOTSUPP.because(`opcode ${request.opcode}`);
       const reply: Reply<never> = handler.run(this.#fs, request);
       if (isPromise(reply)) {
@@ -1238,6 +1246,7 @@ class Server implements Session, Receiver {
     const k = request.slot;
     const p = this.slots.park(k);
     if (p === undefined) return; // no room: it keeps its slot
+    faultPoint('request.parked', request);
     request.slot = -1;
     request.parked = p;
     this.#requests[k] = undefined;
@@ -1266,6 +1275,7 @@ class Server implements Session, Receiver {
         this.#parkedIds.delete(this.#idOf(this.slots.parked, p));
         this.#parked.delete(p);
         this.slots.unpark(p, k);
+        faultPoint('request.unparked', request);
         request.slot = k;
         request.parked = -1;
         request.op = { kind: 0, slot: k, seq: this.slots.seq(k) };
@@ -1307,6 +1317,7 @@ class Server implements Session, Receiver {
 
   #answer(request: Request, handler: Handler<never>, value: never): void {
     try {
+      faultPoint('request.carried-out', request);
       const slot = request.slot;
       const view = slot >= 0 ? this.slots.slots.view : this.device.staging.view;
       const at = slot >= 0 ? this.slots.replyOffset(slot) : 0;
@@ -1368,6 +1379,7 @@ class Server implements Session, Receiver {
     if (request.slot >= 0) this.slots.applied(request.slot, length);
     else if (payload <= PARKED_REPLY_MAX)
       this.slots.appliedParked(request.parked, errno, payload, this.device.staging.view);
+    faultPoint('request.stored', request);
     this.#written(request, this.device.write(address, length), errno);
   }
 
@@ -1407,6 +1419,7 @@ class Server implements Session, Receiver {
 
   /** After the write(2) of a reply. */
   #written(request: Request, result: number, errno: number): void {
+    faultPoint('request.answered', request);
     request.answered = true;
     this.#answered++;
     if (errno !== 0) this.#failed++;
@@ -1423,6 +1436,7 @@ class Server implements Session, Receiver {
       this.#parked.delete(request.parked);
       slots.freeParked(request.parked);
     }
+    faultPoint('request.freed', request);
     this.device.answered();
     this.#freed();
   }

@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import type { Capsule, Context, FileSystem } from '@steadfs/fuse';
 import { INIT } from '@steadfs/fuse/abi';
 import { EIO, Errno, ESTALE } from '@steadfs/fuse/errno';
+import { faultPoint } from '@steadfs/fuse/fault';
 import { unmount } from '@steadfs/fuse/mount';
 import { runService } from '@steadfs/fuse/service';
 import { DEFAULT_FLAGS, type Session, serve } from '@steadfs/fuse/session';
@@ -97,7 +98,9 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         log.info('the settings of the volume changed');
       };
 
+      faultPoint('adopt.assembled');
       const carried = await vfs.start();
+      faultPoint('adopt.started');
       session = serve({
         fd: start.fd,
         capsule,

@@ -12,6 +12,7 @@
  */
 import type { WriteData } from '@steadfs/fuse';
 import { EDQUOT, EFBIG, EINVAL, EIO, ENOENT, ENOSPC, EPERM, EROFS, type Errno, errnoOf } from '@steadfs/fuse/errno';
+import { faultPoint } from '@steadfs/fuse/fault';
 import type { Attr } from '../format/attr.ts';
 import type { Ino } from '../format/ino.ts';
 import { CHUNK_SIZE, type Slice as SliceRec } from '../format/slice.ts';
@@ -441,6 +442,7 @@ export function createWriter(options: WriterOptions): Writer {
     if (len === data.bytes.length && len >= TAKE_FROM && memory.room(len) && journal.hasExtent()) {
       const at = data.take();
       if (at !== undefined) {
+        faultPoint('write.pages-taken');
         const run = memory.adoptTaken(at, len);
         run.used = at + len;
         return insert(chunk, i, pos, len, at, run) ? 1 : -1;
@@ -458,6 +460,7 @@ export function createWriter(options: WriterOptions): Writer {
           arena.bytes.set(data.bytes.subarray(source, source + k), run.used);
           run.used += k;
           before.len += k;
+          faultPoint('write.bytes-appended');
           journal.setExtentLength(before.rec, before.len);
           grew(chunk, k);
           if (k === len) return 0;
@@ -517,6 +520,7 @@ export function createWriter(options: WriterOptions): Writer {
         while (open[i + count]!.pos + open[i + count]!.len < at + bs) count++;
         assign(chunk, slice, i, count + 1);
         journal.setBegun(slice.rec, ++slice.begun);
+        faultPoint('slice.block-begun');
         queue.push({ slice, block: slice.begun - 1 });
         moved = true;
         if (slice.to === CHUNK_SIZE) complete(slice);
@@ -554,7 +558,9 @@ export function createWriter(options: WriterOptions): Writer {
     const k = pos - e.pos;
     const rec = journal.addExtent(chunk.file.ino, chunk.index, e.at + k, e.run.at, e.run.length, pos, e.len - k);
     if (rec === undefined) return false;
+    faultPoint('extent.before-cut');
     journal.setExtentLength(e.rec, k);
+    faultPoint('extent.cut');
     memory.hold(e.run);
     memory.markDirty(e.run);
     chunk.open.splice(i + 1, 0, { rec, pos, len: e.len - k, at: e.at + k, run: e.run, off: 0 });
@@ -572,6 +578,7 @@ export function createWriter(options: WriterOptions): Writer {
     if (rec === undefined) return undefined;
     const slice = makeSlice(chunk, rec, seq, id, from);
     chunk.slices.push(slice);
+    faultPoint('slice.made');
     return slice;
   }
 
@@ -608,6 +615,7 @@ export function createWriter(options: WriterOptions): Writer {
     for (const e of moved) {
       e.off = slice.size;
       journal.assignExtent(e.rec, slice.rec, e.off);
+      faultPoint('slice.extent-assigned');
       slice.extents.push(e);
       slice.size += e.len;
       slice.to = e.pos + e.len;
@@ -758,6 +766,7 @@ export function createWriter(options: WriterOptions): Writer {
     // The name holds the block's length: for a block of a growing slice that is a whole one.
     const key = blockKey(layout, slice.id, slice.complete ? slice.size : from + bs, block);
     slice.inFlight++;
+    faultPoint('upload.before-put');
     transfer
       .put(key, pieces, length, slice.chunk.file.tier, () => {
         slice.inFlight--;
@@ -765,13 +774,16 @@ export function createWriter(options: WriterOptions): Writer {
       })
       .then(
         () => {
+          faultPoint('upload.put');
           recovered();
           slice.failures = 0;
           slice.done.add(block);
           if (slice.done.size === 1) slice.uploadedAt = Date.now();
           if (!slice.dropped) {
             if (slice.done.size === 1) journal.setUploadedAt(slice.rec, slice.uploadedAt);
+            faultPoint('upload.time-noted');
             journal.setBlockDone(slice.rec, block);
+            faultPoint('upload.noted');
             if (slice.complete && slice.done.size === blockCount(layout, slice.size)) uploaded(slice);
           }
           pump();
@@ -851,6 +863,7 @@ export function createWriter(options: WriterOptions): Writer {
     const attempt = (pause: number): void => {
       options.syncObjects(keysOf(slice)).then(
         () => {
+          faultPoint('slice.synced');
           slice.durable = 'done';
           if (slice.settled) wake(slice);
           else tryCommit(slice.chunk);
@@ -939,8 +952,10 @@ export function createWriter(options: WriterOptions): Writer {
     const records = recordsOf(slice);
     const kill = file.kill;
     const op = { kind: OpKind.slice, slot: slice.rec, seq: slice.seq };
+    faultPoint('slice.before-commit');
     meta.write(op, file.ino, chunk.index, records, end, storedMtime(slice, file), file.ctime, kill).then(
       result => {
+        faultPoint('slice.committed');
         if (kill && file.kill) {
           file.kill = false;
           if (file.rec >= 0) journal.setFlags(file.rec, 0);
@@ -1043,7 +1058,9 @@ export function createWriter(options: WriterOptions): Writer {
       memory.drop(e.run);
     }
     slice.extents = [];
+    faultPoint('slice.before-free');
     journal.freeSlice(slice.rec);
+    faultPoint('slice.freed');
     for (const go of recordWaiters.splice(0)) go();
     wakeWriters();
     for (const key of slice.garbage)
@@ -1283,6 +1300,7 @@ export function createWriter(options: WriterOptions): Writer {
         if ((error as Errno).errno !== ENOENT.errno) failing(text(error));
       }
     }
+    faultPoint('recover.read');
     if (options.outcomesUnknown) await forgetCommitted();
     for (const file of [...files.values()])
       for (const chunk of [...file.chunks.values()]) {
@@ -1292,6 +1310,7 @@ export function createWriter(options: WriterOptions): Writer {
       }
     if (openChunks.size > 0) arm(IDLE);
     pump();
+    faultPoint('recover.done');
   }
 
   /**

@@ -3,6 +3,7 @@
  * deleted, trash and delayed slices that have expired. The engine's counters see to it that one client does each.
  */
 import { ENOENT, ENOTEMPTY, Errno } from '@steadfs/fuse/errno';
+import { faultPoint } from '@steadfs/fuse/fault';
 import { FileType } from '../format/attr.ts';
 import { type Ino, TRASH } from '../format/ino.ts';
 import { trashFolderTime } from '../format/trash.ts';
@@ -60,9 +61,12 @@ async function deleteDead(context: JobContext, dead: readonly DeadSlice[]): Prom
 /** Deletes the data of one removed file. */
 export async function deleteFile(context: JobContext, lane: number, ino: Ino, length: number): Promise<void> {
   for (let done = false; !done && !context.stopping(); ) {
+    faultPoint('removal.before-step');
     const step = await context.engine.deleteFileData(context.op(lane), ino, length);
+    faultPoint('removal.step');
     done = step.done;
     await deleteDead(context, step.dead);
+    faultPoint('removal.objects-deleted');
   }
 }
 

@@ -9,6 +9,7 @@ import { randomBytes } from 'node:crypto';
 import fs from 'node:fs';
 import fsp from 'node:fs/promises';
 import { getSystemErrorMap } from 'node:util';
+import { faultPoint } from '@steadfs/fuse/fault';
 import { type ObjectInfo, type ObjectStore, StoreError, type StoreErrorKind } from './store.ts';
 
 /** Largest object that may be written, and largest range that may be read, on the loop. */
@@ -140,7 +141,9 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
       } finally {
         fs.closeSync(fd);
       }
+      faultPoint('object.written');
       fs.renameSync(temporary, path);
+      faultPoint('object.stored');
     } catch (error) {
       fs.rmSync(temporary, { force: true });
       throw error;
@@ -150,6 +153,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
   async function putInPool(path: string, pieces: readonly Uint8Array[]): Promise<void> {
     const temporary = temporaryOf(path);
     await writeInPool(temporary, pieces);
+    faultPoint('object.written');
     try {
       await new Promise<void>((resolve, reject) =>
         fs.rename(temporary, path, error => (error ? reject(error) : resolve())),
@@ -247,7 +251,9 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
 
     async delete(key) {
       try {
+        faultPoint('object.before-delete');
         await fsp.unlink(pathOf(key));
+        faultPoint('object.deleted');
       } catch (error) {
         const e = fail('delete', key, error);
         if (e.kind !== 'not-found') throw e;

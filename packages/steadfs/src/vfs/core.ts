@@ -1,6 +1,7 @@
 /** What the parts of the file system share: the volume, the tables, and the translations between kernel and volume. */
 import type { AttrOut, Context, EntryOut, Notifier } from '@steadfs/fuse';
 import { ENAMETOOLONG, ENOENT, EROFS } from '@steadfs/fuse/errno';
+import { faultPoint } from '@steadfs/fuse/fault';
 import type { FileData } from '../data/file-data.ts';
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, inoForStat, isTrash, ROOT, SPECIAL } from '../format/ino.ts';
@@ -224,6 +225,7 @@ export class Core {
       return before;
     }
     const handle = this.handles.open(HandleKind.file, inode.ino, flags, ctx.op, ctx.uid, ctx.gid);
+    faultPoint('open.handle-made');
     handle.inode = inode;
     if (writes(flags)) {
       inode.writers++;

@@ -1,6 +1,7 @@
 /** Requests about open files and attributes. */
 import type { AttrOut, Context, FileSystem, OpenOut, SetattrIn } from '@steadfs/fuse';
 import { EACCES, EBADF, EFBIG, EINVAL, EISDIR, ENOENT, ENXIO, EOPNOTSUPP, EPERM } from '@steadfs/fuse/errno';
+import { faultPoint } from '@steadfs/fuse/fault';
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, TRASH } from '../format/ino.ts';
 import { now } from '../meta/clock.ts';
@@ -320,13 +321,16 @@ export function ioMethods(core: Core): IoMethods {
       if (inode.removed === undefined) await knowRemoved(inode);
       if (inode.removed !== false) {
         const length = await engine.release(step(ctx.op, RELEASE_STEP), inode.ino);
+        faultPoint('release.engine-told');
         core.touched();
         if (length !== undefined) core.deleted(inode.ino, length);
         if (inode.removed === 'sustained' && inode.attr !== undefined) inodes.keepRemoved(inode.ino, inode.attr);
       }
     }
+    faultPoint('release.before-close');
     if (writer) inode.writers--;
     handles.close(handle);
+    faultPoint('release.closed');
     inodes.drop(inode);
   }
 

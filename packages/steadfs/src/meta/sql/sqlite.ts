@@ -8,6 +8,7 @@ import fs from 'node:fs';
 import { resolve as resolvePath } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
+import { faultPoint } from '@steadfs/fuse/fault';
 import { type Attr, emptyDirectory, FileType } from '../../format/attr.ts';
 import { type Ino, isTrash, ROOT, TRASH } from '../../format/ino.ts';
 import {
@@ -514,6 +515,7 @@ export class SqliteEngine {
       if (isBusy(e)) return false;
       // The operation that comes next meets the same error and reports it.
     }
+    faultPoint('meta.begun');
     this.#group = [];
     this.#dirty = false;
     this.#afterCommit = new Promise(resolve => {
@@ -569,6 +571,7 @@ export class SqliteEngine {
       }
       if (job.op !== undefined) this.#checkSession();
       job.value = this.#runJob(job);
+      faultPoint('meta.ran', job);
     } catch (e) {
       if (!(e instanceof Errno) || tx.writes > 0) {
         this.#abort(job, e);
@@ -610,6 +613,7 @@ export class SqliteEngine {
       return job.codec!.decode((row?.[0] as Uint8Array | null) ?? new Uint8Array(0));
     }
     const value = runSync(job.body(tx));
+    faultPoint('meta.before-record', job);
     const result = job.codec!.encode(value);
     let acct: Uint8Array | null = null;
     if (tx.deltas.length > 0 || record.deltas.length > 0) {
@@ -753,7 +757,9 @@ export class SqliteEngine {
     if (jobs === undefined) return;
     let failure: Errno | undefined;
     try {
+      faultPoint('meta.before-commit');
       this.#st.get('COMMIT').get();
+      faultPoint('meta.committed');
       // While we held the write lock nobody else could commit: one more is ours. If another came right after it, the count is
       // ahead and the next look finds it.
       if (this.#dirty && this.#seen >= 0) this.#seen = (this.#seen + 1) >>> 0;
@@ -767,6 +773,7 @@ export class SqliteEngine {
       else if (job.error !== undefined) job.reject(job.error);
       else job.resolve(job.value);
     }
+    faultPoint('meta.settled');
     this.#settle();
     if (failure === undefined) {
       if (this.#troubled) {
@@ -867,6 +874,7 @@ export class SqliteEngine {
     }
     if (!pending) return;
     this.#applyUsage(sum);
+    faultPoint('meta.usage-applied');
     this.#st.exec('UPDATE @op SET acct=NULL WHERE sid=? AND acct IS NOT NULL', this.volume.sid);
   }
 
@@ -993,6 +1001,7 @@ export class SqliteEngine {
           throw ESTALE.because(`session ${sid} comes from an older state of the database`);
         const epoch = (row[2] as number) + 1;
         this.#st.exec('UPDATE @session SET epoch=? WHERE sid=?', epoch, sid);
+        faultPoint('session.before-epoch');
         if (
           this.#st.run('UPDATE $session2 SET expire=?,info=? WHERE sid=?', expire, serialiseSessionInfo(info), sid) ===
           0
@@ -1002,6 +1011,7 @@ export class SqliteEngine {
         return epoch;
       }),
     );
+    faultPoint('session.adopted');
     this.#begin({ ...identity, epoch }, expire);
     this.#watch ??= await watchCommits(this.path);
     this.#scheduleFlush();
@@ -1175,6 +1185,7 @@ export class SqliteEngine {
       return yield* tx.addCounter('nextChunk', batch);
     }).then(end => {
       // Another call may have fetched a batch meanwhile; the rest of the smaller one is wasted.
+      faultPoint('meta.slice-ids');
       const first = end - batch;
       this.#sliceNext = first + count;
       this.#sliceEnd = end;
