@@ -470,7 +470,11 @@ function long(_: Request, value: number, view: DataView, at: number): number {
 const noHandle: OpenOut = { fh: 0, flags: 0 };
 const MAX = Number.MAX_SAFE_INTEGER;
 
-on<EntryOut>(OP.LOOKUP, (fs, r) => fs.lookup(r, r.nodeid, r.name(0)), entry);
+on<EntryOut | Errno>(
+  OP.LOOKUP,
+  (fs, r) => fs.lookup(r, r.nodeid, r.name(0)),
+  (r, out, view, at) => (out instanceof Errno ? r.server.refuse(r, out) : entry(r, out, view, at)),
+);
 on<AttrOut>(OP.GETATTR, (fs, r) => fs.getattr(r, r.nodeid, r.u32(0) & GETATTR_FH ? r.u64(8) : undefined), attributes);
 on<AttrOut>(
   OP.SETATTR,
@@ -1326,6 +1330,12 @@ class Server implements Session, Receiver {
     } catch (error) {
       this.#fail(request, error);
     }
+  }
+
+  /** Answers an error that was not thrown (-> -1: it is sent). */
+  refuse(request: Request, error: Errno): number {
+    this.#fail(request, error);
+    return -1;
   }
 
   #fail(request: Request, error: unknown): void {

@@ -252,7 +252,8 @@ export interface FileSystem {
   init?(connection: Connection, notify: Notifier): Reply<void>;
   /** The mount is gone: flush, close. */
   destroy?(): Reply<void>;
-  lookup(ctx: Context, parent: number, name: Name): Reply<EntryOut>;
+  /** An absent name may be answered as ENOENT itself, which costs less than throwing it. */
+  lookup(ctx: Context, parent: number, name: Name): Reply<EntryOut | Errno>;
   forget?(nodeid: number, nlookup: number): void;
   getattr(ctx: Context, nodeid: number, fh: number | undefined): Reply<AttrOut>;
   setattr?(ctx: Context, nodeid: number, set: SetattrIn): Reply<AttrOut>;

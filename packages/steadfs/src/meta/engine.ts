@@ -267,6 +267,8 @@ export interface MetaEngine {
 
   // ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
   lookup(cred: Cred, parent: Ino, name: Name): MaybePromise<Entry>;
+  /** The same, undefined for an absent name: offered where throwing ENOENT would cost more than the look-up. */
+  find?(cred: Cred, parent: Ino, name: Name): MaybePromise<Entry | undefined>;
   getattr(ino: Ino): MaybePromise<Attr>;
   /** mask: R 4, W 2, X 1; for mounts that check in the client. */
   access(cred: Cred, ino: Ino, mask: number): MaybePromise<void>;

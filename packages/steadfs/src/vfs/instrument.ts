@@ -48,13 +48,14 @@ function measured(name: string, call: Call, metrics: Metrics, log: AccessLog): C
       note(start, args, undefined, error);
       throw error;
     }
+    // An error may be answered instead of thrown.
     if (!(result instanceof Promise)) {
-      note(start, args, result, undefined);
+      note(start, args, result, result instanceof Errno ? result : undefined);
       return result;
     }
     return result.then(
       value => {
-        note(start, args, value, undefined);
+        note(start, args, value, value instanceof Errno ? value : undefined);
         return value;
       },
       error => {

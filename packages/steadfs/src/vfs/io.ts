@@ -304,31 +304,43 @@ export function ioMethods(core: Core): IoMethods {
     });
   }
 
-  async function closeFile(ctx: Context, handle: Handle, inode: OpenInode): Promise<void> {
-    await core.locks.release(ctx.op, inode.ino, handle.fh);
+  function closeFile(ctx: Context, handle: Handle, inode: OpenInode): MaybePromise<void> {
+    const unlocked = core.locks.release(ctx.op, inode.ino, handle.fh);
+    return unlocked === undefined ? closed(ctx, handle, inode) : unlocked.then(() => closed(ctx, handle, inode));
+  }
+
+  /** The handle has no locks any more. */
+  function closed(ctx: Context, handle: Handle, inode: OpenInode): MaybePromise<void> {
     data.close(inode.ino, handle.fh);
-    const writer = writes(handle.flags);
     if (inode.refs === 1) {
       if (inode.removed === 'sustained') {
         if (inode.attr !== undefined) inode.attr = withPending(inode.attr, data.pending(inode.ino));
         data.drop(inode.ino);
-      } else if (writer && data.pending(inode.ino) !== undefined) {
+      } else if (writes(handle.flags) && data.pending(inode.ino) !== undefined) {
         // Pages of a mapping that came after the last close(2).
         data
           .flush(inode.ino)
           .catch(e => core.log.warn({ err: e as Error }, `data of inode ${inode.ino} is not stored yet`));
       }
-      if (inode.removed === undefined) await knowRemoved(inode);
-      if (inode.removed !== false) {
-        const length = await engine.release(step(ctx.op, RELEASE_STEP), inode.ino);
-        faultPoint('release.engine-told');
-        core.touched();
-        if (length !== undefined) core.deleted(inode.ino, length);
-        if (inode.removed === 'sustained' && inode.attr !== undefined) inodes.keepRemoved(inode.ino, inode.attr);
-      }
+      if (inode.removed !== false) return lastClose(ctx, inode).then(() => forgetHandle(handle, inode));
     }
+    forgetHandle(handle, inode);
+  }
+
+  /** The inode may have no name: the engine is told. */
+  async function lastClose(ctx: Context, inode: OpenInode): Promise<void> {
+    if (inode.removed === undefined) await knowRemoved(inode);
+    if (inode.removed === false) return;
+    const length = await engine.release(step(ctx.op, RELEASE_STEP), inode.ino);
+    faultPoint('release.engine-told');
+    core.touched();
+    if (length !== undefined) core.deleted(inode.ino, length);
+    if (inode.removed === 'sustained' && inode.attr !== undefined) inodes.keepRemoved(inode.ino, inode.attr);
+  }
+
+  function forgetHandle(handle: Handle, inode: OpenInode): void {
     faultPoint('release.before-close');
-    if (writer) inode.writers--;
+    if (writes(handle.flags)) inode.writers--;
     handles.close(handle);
     faultPoint('release.closed');
     inodes.drop(inode);

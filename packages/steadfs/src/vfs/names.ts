@@ -1,9 +1,9 @@
 /** Requests about names: look-up, making, removing, renaming, linking. */
 import type { CreateOut, EntryOut, FileSystem, FuseAttr } from '@steadfs/fuse';
-import { EEXIST, EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS } from '@steadfs/fuse/errno';
+import { EEXIST, EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS, type Errno } from '@steadfs/fuse/errno';
 import { FileType, typeOfMode } from '../format/attr.ts';
 import { type Ino, isTrash } from '../format/ino.ts';
-import type { MakeNode, Name } from '../meta/engine.ts';
+import type { Entry, MakeNode, MetaEngine, Name } from '../meta/engine.ts';
 import { FOPEN_KEEP_CACHE, O_EXCL, O_TRUNC, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT } from './abi.ts';
 import { versionOf } from './attrs.ts';
 import type { Core } from './core.ts';
@@ -42,10 +42,19 @@ type NameMethods = Pick<
 export function nameMethods(core: Core): NameMethods {
   const { engine, inodes } = core;
 
-  function missing(error: unknown): EntryOut {
-    if (error !== ENOENT || core.options.negativeEntryCache <= 0) throw error;
+  function absent(): EntryOut | Errno {
+    if (core.options.negativeEntryCache <= 0) return ENOENT;
     return { nodeid: 0, generation: 0, entryValid: core.options.negativeEntryCache, attrValid: 0, attr: NO_ATTR };
   }
+
+  function missing(error: unknown): EntryOut | Errno {
+    if (error !== ENOENT) throw error;
+    return absent();
+  }
+
+  const shown = (found: Entry | undefined): EntryOut | Errno =>
+    found === undefined ? absent() : core.freshEntry(found);
+  const find: NonNullable<MetaEngine['find']> = engine.find?.bind(engine) ?? engine.lookup.bind(engine);
 
   /** "." and "..", which only an NFS server asks for. */
   function dots(parent: Ino, name: Name): MaybePromise<EntryOut> | undefined {
@@ -93,13 +102,13 @@ export function nameMethods(core: Core): NameMethods {
         const dot = dots(parent, name);
         if (dot !== undefined) return dot;
       }
-      let found: ReturnType<typeof engine.lookup>;
+      let found: MaybePromise<Entry | undefined>;
       try {
-        found = engine.lookup(core.cred(ctx), parent, name);
+        found = find(core.cred(ctx), parent, name);
       } catch (error) {
         return missing(error);
       }
-      return found instanceof Promise ? found.then(core.freshEntry, missing) : core.freshEntry(found);
+      return found instanceof Promise ? found.then(shown, missing) : shown(found);
     },
 
     mknod(ctx, parent, name, mode, rdev, umask) {

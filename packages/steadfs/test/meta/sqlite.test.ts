@@ -165,6 +165,54 @@ describe('the SQLite engine', () => {
     other.close();
   });
 
+  it('knows all names of a directory only until others commit', async () => {
+    const c = await volume(`${dir}/complete.db`);
+    const e2 = await open(`${dir}/complete.db`);
+    await e2.load();
+    await e2.newSession(session);
+    const d = new Client(e2, { open: o => open(`${dir}/complete.db`, o), destroy: async () => undefined });
+    const { ino } = await c.mkdir(ROOT, 'd');
+    const absent = async (n: string) => {
+      assert.equal(await c.engine.find!(root, ino, name(n)), undefined);
+      await fails(() => c.lookup(ino, n), 'ENOENT');
+    };
+    // Made here, then listed after many absent names (as every directory is after a foreign commit).
+    for (let round = 0; round < 3; round++) {
+      for (let i = 0; i < 40; i++) await absent(`x${i}`);
+      const made = await d.create(ino, `foreign${round}`);
+      assert.equal((await c.lookup(ino, `foreign${round}`)).ino, made.ino);
+      await fails(() => c.rmdir(ROOT, 'd'), 'ENOTEMPTY');
+      await fails(() => c.create(ino, `foreign${round}`, 2 | 0o200), 'EEXIST');
+      for (let i = 0; i < 40; i++) await absent(`x${i}`);
+      assert.equal((await c.lookup(ino, `foreign${round}`)).ino, made.ino);
+      const { ino: own } = await c.create(ino, 'own');
+      assert.equal((await c.lookup(ino, 'own')).ino, own);
+      await c.rename(ino, 'own', ino, 'moved');
+      await absent('own');
+      assert.equal((await c.lookup(ino, 'moved')).ino, own);
+      await c.unlink(ino, 'moved');
+      await absent('moved');
+      await d.unlink(ino, `foreign${round}`);
+      await absent(`foreign${round}`);
+      if (round < 2) continue;
+      await c.rmdir(ROOT, 'd');
+      await fails(() => c.lookup(ROOT, 'd'), 'ENOENT');
+    }
+    // More entries than are kept, in directories made before and after they are forgotten.
+    const { ino: big } = await c.mkdir(ROOT, 'big');
+    for (let i = 0; i < 21_000; i += 500)
+      await Promise.all(
+        Array.from({ length: 500 }, (_, k) =>
+          c.engine.create({ kind: 0, slot: 1000 + k, seq: i + 1 }, root, big, name(`n${i + k}`), 0o644, 0, 0),
+        ),
+      );
+    for (const i of [0, 7, 10_000, 20_999]) assert.ok((await c.lookup(big, `n${i}`)).ino > 0);
+    assert.equal(await c.engine.find!(root, big, name('n21000')), undefined);
+    await fails(() => c.rmdir(ROOT, 'big'), 'ENOTEMPTY');
+    const { ino: last } = await c.mkdir(big, 'last');
+    assert.equal(await c.engine.find!(root, last, name('x')), undefined);
+  });
+
   it('commits a turn together, and one failure alone', async () => {
     const c = await volume(`${dir}/group.db`);
     const results = await Promise.allSettled([

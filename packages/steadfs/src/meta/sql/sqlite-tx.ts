@@ -157,8 +157,11 @@ export class Statements {
   }
 }
 
-/** Attributes and entries that a cache holds at most; dropped all at once. */
+/** Attributes and entries that a cache holds at most. */
 const CACHE_LIMIT = 20000;
+/** After so many absent names in a directory its entries are read, when they are not more than that: the next one needs no query. */
+const ABSENT_MANY = 16;
+const LIST_FEW = 1024;
 const INODE_BATCH = 1024;
 /** Row numbers taken at once from sqlite_sequence, whose page would otherwise be written with every row. */
 const ROW_BATCH = 1024;
@@ -207,8 +210,13 @@ export class SqliteTx implements Tx {
   /** Inodes whose locks were released by the group that runs. */
   readonly unlocked = new Set<Ino>();
   #nodes = new Map<Ino, Attr>();
+  /** Known entries by directory, null for names known to be absent. */
   #edges = new Map<Ino, Map<string, Dentry | null>>();
   #edgeCount = 0;
+  /** Directories all of whose entries are in #edges (no nulls there): made here, or listed, and unchanged by others since. */
+  #complete = new Set<Ino>();
+  /** Queries that found nothing, by directory. */
+  #absent = new Map<Ino, number>();
   #links = new Map<Ino, Map<Ino, number>>();
   #acls = new Map<number, AclRule>();
   #nextInode = 0;
@@ -230,8 +238,10 @@ export class SqliteTx implements Tx {
   /** Another connection has written: nothing that was read counts. */
   dropCaches(): void {
     if (this.#nodes.size > 0) this.#nodes = new Map();
-    if (this.#edgeCount > 0) this.#edges = new Map();
+    if (this.#edges.size > 0) this.#edges = new Map();
     this.#edgeCount = 0;
+    if (this.#complete.size > 0) this.#complete = new Set();
+    if (this.#absent.size > 0) this.#absent = new Map();
     if (this.#links.size > 0) this.#links.clear();
   }
 
@@ -329,6 +339,8 @@ export class SqliteTx implements Tx {
     // run() answers the row id, which is the inode: a trash inode is beyond 2^53.
     this.st.get(INSERT_NODE).get(inoParam(ino), ...nodeParams(attr));
     this.cacheNode(ino, { ...attr });
+    // Inode numbers are never used again: a new directory has no entries.
+    if (attr.type === FileType.directory) this.#setComplete(ino, new Map());
     return nothing;
   }
 
@@ -347,6 +359,7 @@ export class SqliteTx implements Tx {
     this.st.exec('DELETE FROM $node WHERE inode=?', inoParam(ino));
     this.#nodes.delete(ino);
     this.#links.delete(ino);
+    this.#forgetEdges(ino);
     return nothing;
   }
 
@@ -374,28 +387,78 @@ export class SqliteTx implements Tx {
 
   // ── entries ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  #cacheEdge(parent: Ino, key: string, entry: Dentry | null): void {
-    if (this.#edgeCount >= CACHE_LIMIT) {
-      this.#edges = new Map();
-      this.#edgeCount = 0;
+  #forgetEdges(dir: Ino): void {
+    const names = this.#edges.get(dir);
+    if (names === undefined) return;
+    // A directory counts as one: an empty one takes memory too.
+    this.#edgeCount -= names.size + 1;
+    this.#edges.delete(dir);
+    this.#complete.delete(dir);
+    this.#absent.delete(dir);
+  }
+
+  /** The entries that were put there first go, by directory, until half of the room is free. */
+  #makeRoom(): void {
+    for (const dir of this.#edges.keys()) {
+      if (this.#edgeCount <= CACHE_LIMIT / 2) break;
+      this.#forgetEdges(dir);
     }
+  }
+
+  #setComplete(dir: Ino, names: Map<string, Dentry>): void {
+    this.#forgetEdges(dir);
+    if (this.#edgeCount + names.size >= CACHE_LIMIT) this.#makeRoom();
+    this.#edges.set(dir, names);
+    this.#edgeCount += names.size + 1;
+    this.#complete.add(dir);
+  }
+
+  #cacheEdge(parent: Ino, key: string, entry: Dentry | null): void {
+    if (this.#edgeCount >= CACHE_LIMIT) this.#makeRoom();
     let names = this.#edges.get(parent);
     if (names === undefined) {
       names = new Map();
       this.#edges.set(parent, names);
+      this.#edgeCount++;
     }
     const before = names.size;
-    names.set(key, entry);
+    if (entry === null && this.#complete.has(parent)) names.delete(key);
+    else names.set(key, entry);
     this.#edgeCount += names.size - before;
+  }
+
+  /** null: known to be absent; undefined: not known. */
+  #knownEdge(parent: Ino, key: string): Dentry | null | undefined {
+    const names = this.#edges.get(parent);
+    if (names === undefined) return undefined;
+    const entry = names.get(key);
+    return entry === undefined && this.#complete.has(parent) ? null : entry;
+  }
+
+  /** A query found no entry of this name. */
+  #noEdge(parent: Ino, key: string): void {
+    const count = (this.#absent.get(parent) ?? 0) + 1;
+    this.#absent.set(parent, count);
+    if (count !== ABSENT_MANY) {
+      this.#cacheEdge(parent, key, null);
+      return;
+    }
+    const list = this.listNames(parent, undefined, undefined, LIST_FEW + 1);
+    if (list.length > LIST_FEW) this.#cacheEdge(parent, key, null);
+    else this.#setComplete(parent, new Map(list.map(e => [nameKey(e.name), { ino: e.ino, type: e.type }])));
   }
 
   /** null: known to be absent. */
   readEdge(parent: Ino, name: Name): Dentry | null {
     const key = nameKey(name);
-    const cached = this.#edges.get(parent)?.get(key);
-    if (cached !== undefined) return cached;
+    const known = this.#knownEdge(parent, key);
+    if (known !== undefined) return known;
     const row = this.st.get(SELECT_EDGE).get(inoParam(parent), name) as unknown as number[] | undefined;
-    const entry = row === undefined ? null : { ino: row[0]!, type: row[1]! as FileType };
+    if (row === undefined) {
+      this.#noEdge(parent, key);
+      return null;
+    }
+    const entry = { ino: row[0]!, type: row[1]! as FileType };
     this.#cacheEdge(parent, key, entry);
     return entry;
   }
@@ -403,9 +466,9 @@ export class SqliteTx implements Tx {
   /** The inode of a name, attributes loaded into the cache with it; 0 when there is none. */
   lookup(parent: Ino, name: Name): Ino {
     const key = nameKey(name);
-    const cached = this.#edges.get(parent)?.get(key);
-    if (cached === null) return 0;
-    if (cached !== undefined && this.#nodes.has(cached.ino)) return cached.ino;
+    const known = this.#knownEdge(parent, key);
+    if (known === null) return 0;
+    if (known !== undefined && this.#nodes.has(known.ino)) return known.ino;
     let row: Row | undefined;
     let attr: Attr | undefined;
     try {
@@ -417,7 +480,7 @@ export class SqliteTx implements Tx {
       row = this.st.get(LOOKUP, true).get(inoParam(parent), name) as unknown as Row | undefined;
       if (row !== undefined && row[2] !== null) attr = attrOfBigRow(row, 2);
     }
-    if (row === undefined) this.#cacheEdge(parent, key, null);
+    if (row === undefined) this.#noEdge(parent, key);
     if (row === undefined || attr === undefined) return 0;
     const ino = Number(row[0]);
     this.cacheNode(ino, attr);
@@ -470,6 +533,7 @@ export class SqliteTx implements Tx {
   }
 
   hasEntries(ino: Ino): Step<boolean> {
+    if (this.#complete.has(ino)) return done(this.#edges.get(ino)!.size > 0);
     return done(this.st.one('SELECT 1 FROM $edge WHERE parent=? LIMIT 1', inoParam(ino)) !== undefined);
   }
 

@@ -418,7 +418,7 @@ export class SqliteEngine {
     return out;
   }
 
-  #lookup(cred: Cred, parent: Ino, name: Name): Entry {
+  #find(cred: Cred, parent: Ino, name: Name): Entry | undefined {
     if (name.length > NAME_MAX) throw ENAMETOOLONG;
     if (cred.checkPermission) {
       const dir = this.#tx.readNode(parent);
@@ -429,21 +429,26 @@ export class SqliteEngine {
     const ino = this.#tx.lookup(parent, name);
     if (ino === 0) {
       if ((this.#tx.readNode(parent)?.type ?? FileType.directory) !== FileType.directory) throw ENOTDIR;
-      throw ENOENT;
+      return undefined;
     }
     return { ino, attr: this.#present(ino, this.#tx.cachedNode(ino)!) };
   }
 
-  lookup(cred: Cred, parent: Ino, name: Name): MaybePromise<Entry> {
+  find(cred: Cred, parent: Ino, name: Name): MaybePromise<Entry | undefined> {
     if (this.#group === undefined) {
       try {
         this.#validate();
-        return this.#lookup(cred, parent, name);
+        return this.#find(cred, parent, name);
       } catch (e) {
         if (e instanceof Errno) throw e;
       }
     }
-    return this.read(() => this.#lookup(cred, parent, name));
+    return this.read(() => this.#find(cred, parent, name));
+  }
+
+  lookup(cred: Cred, parent: Ino, name: Name): MaybePromise<Entry> {
+    const found = this.find(cred, parent, name);
+    return found instanceof Promise ? found.then(present) : present(found);
   }
 
   #getattr(ino: Ino): Attr {
@@ -1324,6 +1329,11 @@ export class SqliteEngine {
 
 function* nothingToDo(): Body<void> {}
 
+function present(found: Entry | undefined): Entry {
+  if (found === undefined) throw ENOENT;
+  return found;
+}
+
 function* first<T>(step: Iterable<Promise<unknown>, T, unknown>): Body<T> {
   return yield* step;
 }
@@ -1355,6 +1365,7 @@ export function sqliteEngine(path: string, prefix: string, options: EngineOption
     sync: () => e.sync(),
     durable: () => e.durable(),
     lookup: (cred, parent, name) => e.lookup(cred, parent, name),
+    find: (cred, parent, name) => e.find(cred, parent, name),
     getattr: ino => e.getattr(ino),
     dirStream: (ino, state) => e.dirStream(ino, state),
     dirStat: ino => e.dirStat(ino),
