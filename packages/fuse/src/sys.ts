@@ -71,6 +71,8 @@ export const SIGSTOP = 19;
 export const MSG_DONTWAIT = 0x40;
 export const PAGE = 4096;
 
+export const RWF_NOWAIT = 8;
+const RUSAGE_THREAD = 1;
 const F_GETFD = 1;
 const F_SETFD = 2;
 const F_GETFL = 3;
@@ -117,6 +119,8 @@ const c = {
   writev: bind<(fd: N, a: N, n: N) => N>('long writev(int, uintptr_t, int)'),
   pread: bind<(fd: N, a: N, n: N, o: N) => N>('long pread64(int, uintptr_t, size_t, int64_t)'),
   pwrite: bind<(fd: N, a: N, n: N, o: N) => N>('long pwrite64(int, uintptr_t, size_t, int64_t)'),
+  preadv2: bind<(fd: N, a: N, n: N, o: N, flags: N) => N>('long preadv64v2(int, uintptr_t, int, int64_t, int)'),
+  getrusage: bind<(who: N, a: N) => N>('int getrusage(int, uintptr_t)'),
   open: bind<(path: string, flags: N, mode: N) => N>('int open64(const char*, int, uint)'),
   close: bind<(fd: N) => N>('int close(int)'),
   dup2: bind<(from: N, to: N) => N>('int dup2(int, int)'),
@@ -262,6 +266,19 @@ export function pread(fd: number, address: number, length: number, offset: numbe
 export function pwrite(fd: number, address: number, length: number, offset: number): number {
   const n = c.pwrite(fd, address, length, offset);
   return n < 0 ? -koffi.errno() : n;
+}
+/** preadv2(2); with {@link RWF_NOWAIT} -EAGAIN where it would wait for a disk (fewer bytes where only a part is at hand), -EOPNOTSUPP where the file system cannot tell. */
+export function preadv2(fd: number, iovecs: number, count: number, offset: number, flags: number): number {
+  const n = c.preadv2(fd, iovecs, count, offset, flags);
+  return n < 0 ? -koffi.errno() : n;
+}
+
+let usageMemory: Memory | undefined;
+/** How often this thread has slept so far (ru_nvcsw of getrusage(2), at 128 of struct rusage): a call that took long without it was only not given the processor. */
+export function sleeps(): number {
+  usageMemory ??= allocate(PAGE);
+  c.getrusage(RUSAGE_THREAD, usageMemory.address);
+  return usageMemory.view.getUint32(128, true);
 }
 /** writev(2) on a thread of libuv's pool, for writes that may wait (notifications). Resolves to its result or -errno. */
 export function writevAsync(fd: number, iovecs: number, count: number): Promise<number> {

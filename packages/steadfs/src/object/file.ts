@@ -3,26 +3,28 @@
  * so that it is there whole or not at all; put does not wait for the disk, {@link ObjectStore.sync} does. Other clients of the volume use the same layout.
  *
  * Where the calls run: a small object takes 20-120 µs of system calls when the page cache is at hand, and a hop to libuv's pool costs 30-50 µs per call. So small
- * puts and gets run on the loop while they are measured to be fast ({@link Pace}), everything else in the pool.
+ * puts and gets run on the loop while they are measured to be fast ({@link createPace}), everything else in the pool. Large blocks are written directly from where they
+ * lie while the disk is fast ({@link createDirect}).
  */
 import { randomBytes } from 'node:crypto';
 import fs from 'node:fs';
 import fsp from 'node:fs/promises';
 import { getSystemErrorMap } from 'node:util';
 import { faultPoint } from '@steadfs/fuse/fault';
+import { createOpenFiles, isAligned, readCached, readInPool, readNow, writeInPool, writeNow } from './file-io.ts';
+import { createDirect, createPace, dirtyPages } from './file-pace.ts';
 import { type ObjectInfo, type ObjectStore, StoreError, type StoreErrorKind } from './store.ts';
 
 /** Largest object that may be written, and largest range that may be read, on the loop. */
 const SMALL = 256 * 1024;
-/** A call on the loop that takes longer than this (ms) sends the following ones to the pool. */
-const SLOW = 0.8;
-/** How long (ms) the pool is used after a slow call; doubled while slow calls come soon again, halved by every 16 fast ones. */
-const PENALTY = 20;
-const PENALTY_MAX = 2000;
-/** Bytes a second that may be written from the loop: more, and the kernel throttles writers to the disk's speed inside write(2). */
-const LOOP_BYTES_PER_SECOND = 64 * 1024 * 1024;
-/** IOV_MAX */
-const IOV_MAX = 1024;
+/** From this size on objects are written directly where that is possible. */
+const LARGE = 1024 * 1024;
+/** Files open for reading that are kept, and for how long (ms) without use. */
+const OPEN_MAX = 64;
+const OPEN_IDLE = 2000;
+/** More objects than this are made durable by one syncfs(2), if there is not much else to be written (pages). */
+const MANY = 12;
+const LITTLE = 16 * 1024;
 const TEMPORARY = /^\.jfs\..*\.tmp\.[0-9a-z]+$/;
 
 const KINDS: Record<string, StoreErrorKind> = {
@@ -41,41 +43,6 @@ const KINDS: Record<string, StoreErrorKind> = {
   ETIMEDOUT: 'timeout',
 };
 
-/** Decides from measured times whether the next small call may run on the loop. */
-interface Pace {
-  allowed(bytes: number): boolean;
-  took(ms: number, bytes: number): void;
-}
-
-function createPace(bytesPerSecond: number): Pace {
-  let blockedUntil = 0;
-  let penalty = PENALTY;
-  let fast = 0;
-  let second = 0;
-  let bytesInSecond = 0;
-  return {
-    allowed(bytes) {
-      const now = performance.now();
-      if (now < blockedUntil) return false;
-      if (now - second > 1000) {
-        second = now;
-        bytesInSecond = 0;
-      }
-      return bytesInSecond + bytes <= bytesPerSecond;
-    },
-    took(ms, bytes) {
-      bytesInSecond += bytes;
-      if (ms <= SLOW) {
-        if (++fast % 16 === 0) penalty = Math.max(PENALTY, penalty / 2);
-        return;
-      }
-      fast = 0;
-      blockedUntil = performance.now() + penalty;
-      penalty = Math.min(PENALTY_MAX, penalty * 2);
-    },
-  };
-}
-
 export interface FileStoreOptions {
   /** An absolute path; a slash at the end is added where missing. */
   root: string;
@@ -88,8 +55,12 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
   if (!root.startsWith('/')) throw new StoreError('invalid', `the directory ${options.root} is no absolute path`);
   const name = `file://${root}`;
   const onLoop = options.onLoop ?? true;
-  const puts = createPace(LOOP_BYTES_PER_SECOND);
-  const gets = createPace(Number.POSITIVE_INFINITY);
+  const puts = createPace(true);
+  const gets = createPace(false);
+  const direct = createDirect();
+  const openFiles = createOpenFiles(OPEN_MAX, OPEN_IDLE);
+  /** The file system can tell what its page cache has. */
+  let tells = true;
   /** Directories ("vol/chunks/0/") whose own name is on the disk. */
   const durableNames = new Set<string>();
 
@@ -134,13 +105,8 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
 
   function putOnLoop(path: string, pieces: readonly Uint8Array[]): void {
     const temporary = temporaryOf(path);
-    const fd = fs.openSync(temporary, 'wx', 0o666);
+    writeNow(temporary, pieces);
     try {
-      try {
-        writeSync(fd, pieces);
-      } finally {
-        fs.closeSync(fd);
-      }
       faultPoint('object.written');
       fs.renameSync(temporary, path);
       faultPoint('object.stored');
@@ -150,9 +116,10 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
     }
   }
 
-  async function putInPool(path: string, pieces: readonly Uint8Array[]): Promise<void> {
+  async function putInPool(path: string, pieces: readonly Uint8Array[], size: number): Promise<void> {
     const temporary = temporaryOf(path);
-    await writeInPool(temporary, pieces);
+    if (size < LARGE) await writeInPool(temporary, pieces, false);
+    else await writeLarge(temporary, pieces, size);
     faultPoint('object.written');
     try {
       await new Promise<void>((resolve, reject) =>
@@ -164,20 +131,43 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
     }
   }
 
+  async function writeLarge(path: string, pieces: readonly Uint8Array[], size: number): Promise<void> {
+    const past = direct.next() && isAligned(pieces);
+    direct.began(past);
+    try {
+      await writeInPool(path, pieces, past);
+    } catch (error) {
+      if (!past || (error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
+      direct.never();
+      await writeInPool(path, pieces, false);
+    } finally {
+      direct.ended(past, size);
+    }
+  }
+
   async function get(key: string, offset: number, target: Uint8Array): Promise<number> {
     const path = pathOf(key);
     if (target.length === 0) return 0;
-    if (onLoop && target.length <= SMALL && gets.allowed(target.length)) {
-      const begin = performance.now();
-      const fd = fs.openSync(path, 'r');
-      try {
-        return readSync(fd, offset, target);
-      } finally {
-        fs.closeSync(fd);
-        gets.took(performance.now() - begin, target.length);
-      }
+    const quick = onLoop && target.length <= SMALL && gets.allowed(target.length);
+    let file = openFiles.take(path);
+    if (file === undefined) {
+      const fd = quick ? gets.run(0, () => fs.openSync(path, 'r')) : await openInPool(path);
+      file = openFiles.add(path, fd);
     }
-    return await readInPool(path, offset, target);
+    const { fd } = file;
+    try {
+      let done = 0;
+      if (quick && tells) {
+        done = gets.run(target.length, () => readCached(fd, offset, target));
+        if (done === target.length) return done;
+        tells = done >= 0;
+        done = Math.max(0, done);
+      } else if (quick && gets.allowed(target.length))
+        return gets.run(target.length, () => readNow(fd, offset, target));
+      return await readInPool(fd, offset, target, done);
+    } finally {
+      openFiles.give(file);
+    }
   }
 
   return {
@@ -200,10 +190,8 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
         for (const piece of pieces) size += piece.length;
         for (let attempt = 0; ; attempt++) {
           try {
-            if (!onLoop || size > SMALL || !puts.allowed(size)) return await putInPool(path, pieces);
-            const begin = performance.now();
-            putOnLoop(path, pieces);
-            puts.took(performance.now() - begin, size);
+            if (!onLoop || size > SMALL || !puts.allowed(size)) return await putInPool(path, pieces, size);
+            puts.run(size, () => putOnLoop(path, pieces));
             return;
           } catch (error) {
             if (attempt > 0 || (error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
@@ -251,8 +239,10 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
 
     async delete(key) {
       try {
+        const path = pathOf(key);
+        openFiles.forget(path);
         faultPoint('object.before-delete');
-        await fsp.unlink(pathOf(key));
+        await fsp.unlink(path);
         faultPoint('object.deleted');
       } catch (error) {
         const e = fail('delete', key, error);
@@ -291,12 +281,16 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
         }
       }
       try {
-        // An object that was deleted meanwhile needs no disk.
-        await eachOf([...paths, ...directories], async path => {
-          await fsync(path).catch((error: NodeJS.ErrnoException) => {
-            if (error.code !== 'ENOENT') throw error;
+        // What was written directly is on the disk already: one commit of the journal is left, if nobody else's data goes with it.
+        if (keys.length > MANY && (dirtyPages()?.dirty ?? LITTLE) < LITTLE) await syncFileSystem(root);
+        else {
+          // An object that was deleted meanwhile needs no disk.
+          await eachOf([...paths, ...directories], async path => {
+            await fsync(path).catch((error: NodeJS.ErrnoException) => {
+              if (error.code !== 'ENOENT') throw error;
+            });
           });
-        });
+        }
         if (durableNames.size > 10_000) durableNames.clear();
         for (const directory of named) durableNames.add(directory);
       } catch (error) {
@@ -312,98 +306,14 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
       }
     },
 
-    async close() {},
+    async close() {
+      openFiles.close();
+    },
   };
 }
 
-function writeSync(fd: number, pieces: readonly Uint8Array[]): void {
-  for (let at = 0; at < pieces.length; at += IOV_MAX) {
-    let part = pieces.slice(at, at + IOV_MAX);
-    while (part.length > 0) part = rest(part, fs.writevSync(fd, part));
-  }
-}
-
-/** A new file; it is removed when it cannot be written whole. Close is waited for: network file systems tell a full disk there. */
-function writeInPool(path: string, pieces: readonly Uint8Array[]): Promise<void> {
-  return new Promise((resolve, reject) => {
-    fs.open(path, 'wx', 0o666, (error, fd) => {
-      if (error) {
-        reject(error);
-        return;
-      }
-      const end = (failure: Error | null): void =>
-        fs.close(fd, closing => {
-          const why = failure ?? closing;
-          if (!why) resolve();
-          else fs.rm(path, { force: true }, () => reject(why));
-        });
-      let at = 0;
-      let part: readonly Uint8Array[] = [];
-      const more = (): void => {
-        if (part.length === 0) {
-          if (at >= pieces.length) {
-            end(null);
-            return;
-          }
-          part = pieces.slice(at, at + IOV_MAX);
-          at += IOV_MAX;
-        }
-        fs.writev(fd, part, (failure, written) => {
-          if (failure) {
-            end(failure);
-            return;
-          }
-          part = rest(part, written);
-          more();
-        });
-      };
-      more();
-    });
-  });
-}
-
-/** What is left of the pieces after `written` bytes. */
-function rest(pieces: readonly Uint8Array[], written: number): Uint8Array[] {
-  let i = 0;
-  while (i < pieces.length && written >= pieces[i]!.length) written -= pieces[i++]!.length;
-  if (i === pieces.length) return [];
-  return [pieces[i]!.subarray(written), ...pieces.slice(i + 1)];
-}
-
-function readSync(fd: number, offset: number, target: Uint8Array): number {
-  let done = 0;
-  while (done < target.length) {
-    const n = fs.readSync(fd, target, done, target.length - done, offset + done);
-    if (n === 0) break;
-    done += n;
-  }
-  return done;
-}
-
-/** Two hops to the pool (open, read) as long as one read brings all; nobody waits for close. */
-function readInPool(path: string, offset: number, target: Uint8Array): Promise<number> {
-  return new Promise((resolve, reject) => {
-    fs.open(path, 'r', (error, fd) => {
-      if (error) {
-        reject(error);
-        return;
-      }
-      let done = 0;
-      const end = (failure?: Error): void => {
-        fs.close(fd, () => {});
-        if (failure) reject(failure);
-        else resolve(done);
-      };
-      const more = (): void =>
-        fs.read(fd, target, done, target.length - done, offset + done, (failure, n) => {
-          if (failure) return end(failure);
-          done += n;
-          if (n === 0 || done === target.length) end();
-          else more();
-        });
-      more();
-    });
-  });
+function openInPool(path: string): Promise<number> {
+  return new Promise((resolve, reject) => fs.open(path, 'r', (error, fd) => (error ? reject(error) : resolve(fd))));
 }
 
 function fsync(path: string): Promise<void> {

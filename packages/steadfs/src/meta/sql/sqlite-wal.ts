@@ -31,8 +31,8 @@ try {
 `;
 
 export interface WriteAheadLog {
-  /** Everything committed before the call is durable when it settles; callers share one fdatasync. */
-  sync(): Promise<void>;
+  /** Everything committed before the call is durable when it settles; callers share one fdatasync. `version` changes with every commit. */
+  sync(version: number): Promise<void>;
   /** Starts a checkpoint when it is due. `backlog`: bytes in the log only; when unknown, the size of the file (which never shrinks) stands for it. */
   check(backlog: number | undefined): void;
   close(): Promise<void>;
@@ -42,6 +42,10 @@ export function writeAheadLog(path: string, onError: (message: string) => void):
   const walPath = `${path}-wal`;
   let fd: number | undefined;
   let running: Promise<void> | undefined;
+  /** That the one under way began with. */
+  let begun = -1;
+  /** Of the last who waits for the one after it. */
+  let latest = -1;
   let next: Promise<void> | undefined;
   let worker: Promise<void> | undefined;
   let closed = false;
@@ -80,19 +84,22 @@ export function writeAheadLog(path: string, onError: (message: string) => void):
   }
 
   return {
-    sync() {
+    sync(version) {
+      if (running !== undefined && begun === version) return running;
       if (running === undefined) {
+        begun = version;
         running = syncNow().finally(() => {
           running = undefined;
         });
         return running;
       }
-      // The one under way may have begun before the caller's commit: all who come now share the one after it.
+      // The one under way began before the caller's commit: all who come now share the one after it.
+      latest = version;
       next ??= running
         .catch(() => undefined)
         .then(() => {
           next = undefined;
-          return this.sync();
+          return this.sync(latest);
         });
       return next;
     },

@@ -1167,14 +1167,14 @@ export class SqliteEngine {
 
   async durable(): Promise<void> {
     await this.#afterCommit;
-    await this.#wal?.sync();
+    await this.#wal?.sync(this.#commits);
   }
 
   async sync(): Promise<void> {
     await this.#afterCommit;
     // What is queued behind a busy database was asked for before this: the queue is in order.
     if (this.#waiting.length > 0) await this.transact(nothingToDo);
-    await this.#wal?.sync();
+    await this.#wal?.sync(this.#commits);
   }
 
   // ── counters, locks, quotas ───────────────────────────────────────────────────────────────────────────────────────
