@@ -23,6 +23,8 @@ const SMALL_BLOCK = 128 * 1024;
 /** Reads of parts of one block after which the whole block is worth its memory. */
 const WARM = 3;
 const WARM_TRACKED = 1024;
+/** Parts up to this size are taken at once where they are at hand. */
+const AT_HAND = 256 * 1024;
 /** Neighbouring parts are read one by one only up to this many pieces at a time (spec/algorithms.md §4.5). */
 const ZEROS = 128 * 1024;
 
@@ -88,7 +90,6 @@ export function createReader(options: ReaderOptions): Reader {
   const zeros = new Uint8Array(ZEROS).fill(0);
   const handles = new Map<number, Sessions>();
   const warm = new Map<number, number>();
-  const prefetching = 0;
 
   // ── what lies where ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -176,8 +177,38 @@ export function createReader(options: ReaderOptions): Reader {
     if (end <= offset) return EMPTY;
     const items = gatherNow(ino, offset, end);
     const sequential = lookAhead(ino, fh, offset, end, length);
-    if (items?.every(i => i.bytes !== undefined)) return answer(items);
+    if (items !== undefined) {
+      if (items.every(i => i.bytes !== undefined)) return answer(items);
+      const now = readNow(items, sequential);
+      if (now !== undefined) return now;
+    }
     return readLater(ino, offset, end, items, sequential, waiting);
+  }
+
+  /** The answer when the parts that are missing are at hand in the store (the page cache of a local one): they are read at once and not cached again. */
+  function readNow(items: readonly Item[], sequential: boolean): ReadOut | undefined {
+    const runs: Run[] = [];
+    const all: Item[] = [];
+    try {
+      for (const item of items) {
+        if (item.bytes !== undefined) {
+          all.push(item);
+          continue;
+        }
+        const { id, size, indx, off, len } = item;
+        if (len > AT_HAND || cache.loading(id, indx) !== undefined) return undefined;
+        if (sequential && blockLength(layout, size, indx) > AT_HAND) return undefined;
+        const run = memory.alloc(len);
+        if (run === undefined) return undefined;
+        runs.push(run);
+        const bytes = arenaBytes.subarray(run.at, run.at + len);
+        if (!transfer.getNow(blockKey(layout, id, size, indx), off, bytes)) return undefined;
+        all.push({ bytes, run });
+      }
+      return answer(all);
+    } finally {
+      for (const run of runs) memory.drop(run);
+    }
   }
 
   /** undefined: a chunk list has to be fetched first. */
@@ -348,9 +379,8 @@ export function createReader(options: ReaderOptions): Reader {
       (!transfer.seekable ||
       blockSize <= SMALL_BLOCK ||
       sequential ||
-      off === 0 ||
       len * 4 > blockSize ||
-      warmed(id, indx)
+      warmed(id, indx, len, blockSize)
         ? cache.load(id, size, indx)
         : undefined);
     const items: Item[] = [];
@@ -382,13 +412,16 @@ export function createReader(options: ReaderOptions): Reader {
     return items;
   }
 
-  /** Counts reads of parts; true once the whole block should be read. */
-  function warmed(id: number, indx: number): boolean {
-    if (options.prefetch <= 0 || prefetching >= options.prefetch) return false;
+  /**
+   * Counts reads of parts; true once the whole block should be read. That is a bet on its being kept: where others would have to give way for it, a quarter of it must have
+   * been asked for.
+   */
+  function warmed(id: number, indx: number, len: number, blockSize: number): boolean {
+    if (options.prefetch <= 0) return false;
     const key = id * 1024 + indx;
     const count = (warm.get(key) ?? 0) + 1;
     warm.delete(key);
-    if (count >= WARM) return true;
+    if (count >= WARM && (memory.used + bs <= memory.ceiling * 0.9 || count * len * 4 >= blockSize)) return true;
     warm.set(key, count);
     if (warm.size > WARM_TRACKED) warm.delete(warm.keys().next().value!);
     return false;

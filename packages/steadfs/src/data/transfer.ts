@@ -47,6 +47,8 @@ export interface Transfer {
   getBlock(key: string, target: Uint8Array, failed: () => void): Promise<void>;
   /** Part of a block; only with a seekable codec. */
   getRange(key: string, offset: number, target: Uint8Array, failed: () => void): Promise<void>;
+  /** Part of a block that is at hand, into `target`; false: it has to be waited for. */
+  getNow(key: string, offset: number, target: Uint8Array): boolean;
   readonly seekable: boolean;
 }
 
@@ -114,6 +116,8 @@ export function createTransfer(options: TransferOptions): Transfer {
       }
     },
     getBlock: (key, target, failed) => load(key, target, failed, signal => codec.load(store, key, target, signal)),
+    getNow: (key, offset, target) =>
+      codec.seekable && options.downloadLimit <= 0 && store.getNow?.(key, offset, target) === target.length,
     getRange: (key, offset, target, failed) =>
       load(key, target, failed, signal => store.get(key, offset, target, signal)),
   };

@@ -32,6 +32,11 @@ export interface ObjectStore {
    * Answers the bytes read: fewer only at the object's end.
    */
   get(key: string, offset: number, target: Uint8Array, signal?: AbortSignal): Promise<number>;
+  /**
+   * Like `get`, for what is at hand: the bytes read, or undefined where a disk or a network would have to be waited for (or it cannot be told). Never throws; absent
+   * where nothing is ever at hand.
+   */
+  getNow?(key: string, offset: number, target: Uint8Array): number | undefined;
   /** The whole object, for small ones of unknown size. At most `max` bytes (else StoreError 'too-large'). */
   read(key: string, max: number): Promise<Buffer>;
   head(key: string): Promise<ObjectInfo>;

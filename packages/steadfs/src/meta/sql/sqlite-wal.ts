@@ -44,6 +44,8 @@ export function writeAheadLog(path: string, onError: (message: string) => void):
   let running: Promise<void> | undefined;
   /** That the one under way began with. */
   let begun = -1;
+  /** That the last one ended with. */
+  let durable = -1;
   /** Of the last who waits for the one after it. */
   let latest = -1;
   let next: Promise<void> | undefined;
@@ -87,10 +89,15 @@ export function writeAheadLog(path: string, onError: (message: string) => void):
     sync(version) {
       if (running !== undefined && begun === version) return running;
       if (running === undefined) {
+        if (durable === version) return Promise.resolve();
         begun = version;
-        running = syncNow().finally(() => {
-          running = undefined;
-        });
+        running = syncNow()
+          .then(() => {
+            durable = begun;
+          })
+          .finally(() => {
+            running = undefined;
+          });
         return running;
       }
       // The one under way began before the caller's commit: all who come now share the one after it.

@@ -319,6 +319,7 @@ export class SqliteEngine {
       const value = what();
       this.#seen = -1;
       db.exec('COMMIT');
+      this.#commits++;
       return value;
     } catch (e) {
       this.#rollback();
