@@ -19,6 +19,8 @@ import { type ObjectInfo, type ObjectStore, StoreError, type StoreErrorKind } fr
 const SMALL = 256 * 1024;
 /** From this size on objects are written directly where that is possible. */
 const LARGE = 1024 * 1024;
+/** Types in statfs(2): ext4 (and ext2, ext3, which it serves), XFS. */
+const NAMES_GO_ALONG: ReadonlySet<number> = new Set([0xef53, 0x58465342]);
 /** Files open for reading that are kept, and for how long (ms) without use. */
 const OPEN_MAX = 256;
 const OPEN_IDLE = 2000;
@@ -59,6 +61,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
   const gets = createPace(false);
   const direct = createDirect();
   const openFiles = createOpenFiles(OPEN_MAX, OPEN_IDLE);
+  let alongside: boolean | undefined;
   /** The file system can tell what its page cache has. */
   let tells = true;
   /** Directories ("vol/chunks/0/") whose own name is on the disk. */
@@ -101,6 +104,15 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
     const slash = path.lastIndexOf('/') + 1;
     // A name may have 255 bytes: a long one is cut.
     return `${path.slice(0, slash)}.jfs.${path.slice(slash).slice(0, 64)}.tmp.${randomBytes(6).toString('hex')}`;
+  }
+
+  /**
+   * fsync(2) of a file makes its name durable too. ext4 commits the transaction of the file's last change, which the rename is (without a journal it writes the directory of
+   * a new name itself: ext4_sync_parent()); XFS forces its log up to it. POSIX does not promise that, so others get an fsync of the directory.
+   */
+  function namesGoAlong(): boolean {
+    alongside ??= NAMES_GO_ALONG.has(fs.statfsSync(root).type);
+    return alongside;
   }
 
   function putOnLoop(path: string, pieces: readonly Uint8Array[]): void {
@@ -296,7 +308,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
       for (const key of keys) {
         // The directory of the object, and the parents of those whose own name is not known to be on the disk.
         let directory = key.slice(0, key.lastIndexOf('/') + 1);
-        directories.add(root + directory);
+        if (!namesGoAlong() || !durableNames.has(directory)) directories.add(root + directory);
         while (directory !== '' && !durableNames.has(directory)) {
           named.push(directory);
           directory = directory.slice(0, directory.lastIndexOf('/', directory.length - 2) + 1);
