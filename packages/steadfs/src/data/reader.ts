@@ -288,11 +288,13 @@ export function createReader(options: ReaderOptions): Reader {
             held.push(i.run);
           }
         const wanted = items;
-        const work = Promise.all(
+        // All of them are waited for: what came after a failure would keep its memory.
+        const work = Promise.allSettled(
           wanted.map(async i => (i.bytes !== undefined ? [i] : await fetchAgain(i, sequential, held))),
         ).then(parts => {
-          const out = answer(parts.flat());
-          return out;
+          const failed = parts.find(p => p.status === 'rejected');
+          if (failed !== undefined) throw failed.reason;
+          return answer(parts.flatMap(p => (p.status === 'fulfilled' ? p.value : [])));
         });
         let abandoned = false;
         const settled = work.finally(() => {

@@ -282,15 +282,18 @@ export function createWriter(options: WriterOptions): Writer {
     waiting: Waiting,
   ): Promise<void> {
     waiting.park();
+    // What changed the file while we waited for it may have made it shorter than the attributes say; a length that is too small is only careful.
+    let length = attr.length;
     for (let first = true; ; first = false) {
       const file = files.get(ino) ?? newFile(ino);
       if (file.chunks.size === 0 && file.length === 0) {
-        file.length = attr.length;
+        file.length = length;
         file.tier = attr.tier;
       }
       if (file.error !== undefined) throw told(file);
       if (isFrozen(file, offset, data.bytes.length)) {
         await patiently(new Promise<void>(go => file.unfreeze.push(go)), waiting);
+        length = 0;
         continue;
       }
       // Only who waits at the head may go: the first look was made by write().
@@ -1405,6 +1408,8 @@ export function createWriter(options: WriterOptions): Writer {
       const done = (): void => {
         const i = file.frozen.indexOf(range);
         if (i >= 0) file.frozen.splice(i, 1);
+        // It may have been cut there.
+        file.length = Math.min(file.length, offset);
         for (const go of file.unfreeze.splice(0)) go();
         tidy(file);
       };

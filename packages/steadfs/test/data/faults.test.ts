@@ -38,6 +38,7 @@ function faulty(store: ObjectStore, faults: Faults): ObjectStore {
       if (faults.get) throw faults.get;
       return store.get(key, offset, target);
     },
+    getNow: (key, offset, target) => (faults.get ? undefined : store.getNow?.(key, offset, target)),
     async sync(keys) {
       faults.synced.push(...keys);
       return store.sync(keys);
@@ -281,6 +282,37 @@ describe('file data under faults', { timeout: 60_000 }, () => {
       await t.data.shutdown();
     }));
 
+  it('a read of which one part fails gives the memory of the others back', async () => {
+    const v = await makeVolume({
+      wrap: store => ({
+        ...store,
+        getNow: () => undefined,
+        async get(key, offset, target) {
+          if (key.includes('_0_')) throw new StoreError('not-found', 'gone');
+          await pause(30);
+          return store.get(key, offset, target);
+        },
+      }),
+    });
+    try {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      await put(v, s, ino, 0, randomBytes(5 * MIB));
+      await s.data.flush(ino);
+      const { createCapsule, openCapsule } = await import('@steadfs/fuse/capsule');
+      const { createFileData } = await import('../../src/data/create.ts');
+      const capsule = openCapsule(createCapsule({ arenaSize: 64 * MIB }));
+      const other = createFileData({ meta: v.engine, store: v.store, capsule, format: v.format });
+      await fails(() => other.read(ino, 1, 4 * MIB - 65536, 131072, 5 * MIB, patient), 'EIO');
+      await other.shutdown();
+      for (let i = 0; i < 100 && capsule.arena.used > 0; i++) await pause(20);
+      assert.equal(capsule.arena.used, 0);
+      await s.data.shutdown();
+    } finally {
+      await v.dispose();
+    }
+  });
+
   it('a stale list: another client compacted the chunk and deleted the objects', () =>
     withVolume(async v => {
       const s = v.start();
@@ -339,6 +371,36 @@ describe('file data under faults', { timeout: 60_000 }, () => {
         done = await Promise.race([flushed.then(() => true), pause(1).then(() => false)]);
       }
       for (const length of lengths) assert.ok([0, CHUNK_SIZE, CHUNK_SIZE + 5000].includes(length), `length ${length}`);
+      await s.data.shutdown();
+    }));
+
+  it('nor after a truncation, whose new length the writes that waited for it do not know', () =>
+    withVolume(async (v, faults) => {
+      const s = v.start();
+      const ino = await v.newFile('a');
+      await put(v, s, ino, CHUNK_SIZE, randomBytes(5000));
+      await s.data.flush(ino);
+      const frozen = await s.data.freeze(ino, 0, 2 ** 53);
+      const low = put(v, s, ino, 0, randomBytes(5000));
+      await pause(10);
+      await v.engine.setattr(v.client.op(), root, ino, { size: 0, byHandle: true });
+      s.data.invalidateRange(ino, 0, 2 ** 53);
+      frozen.done();
+      await low;
+      let go!: () => void;
+      faults.hold = new Promise<void>(resolve => {
+        go = resolve;
+      });
+      const first = s.data.flush(ino);
+      await pause(1);
+      faults.hold = undefined;
+      await put(v, s, ino, CHUNK_SIZE, randomBytes(5000));
+      const second = s.data.flush(ino);
+      await pause(50);
+      assert.equal((await v.attr(ino)).length, 0);
+      go();
+      await Promise.all([first, second]);
+      assert.equal((await v.attr(ino)).length, CHUNK_SIZE + 5000);
       await s.data.shutdown();
     }));
 

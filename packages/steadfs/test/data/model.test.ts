@@ -53,6 +53,7 @@ class Outside {
         return this.#pass(() => store.put(key, copies, options), this.#percent);
       },
       get: (key, offset, target) => this.#pass(() => store.get(key, offset, target), this.#percent),
+      getNow: (key, offset, target) => (this.#random.chance(50) ? undefined : store.getNow?.(key, offset, target)),
       delete: key => this.#pass(() => store.delete(key), this.#percent),
       sync: keys => this.#pass(() => store.sync(keys), this.#percent),
     };
