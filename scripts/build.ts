@@ -78,8 +78,8 @@ const natives: Plugin = {
       plugin.onResolve({ filter: new RegExp(`^${name}$`) }, () => ({ path: name, namespace: 'native' }));
       plugin.onLoad({ filter: new RegExp(`^${name}$`), namespace: 'native' }, () => ({
         contents: `
-          import { existsSync } from 'node:fs';
-          import { createRequire } from 'node:module';
+          const { existsSync } = process.getBuiltinModule('node:fs');
+          const { createRequire } = process.getBuiltinModule('node:module');
           const beside = import.meta.dirname + '/${binary}';
           const native = createRequire(import.meta.url)(existsSync(beside) ? beside : '${name}');
           export default native;
@@ -87,6 +87,45 @@ const natives: Plugin = {
         loader: 'js',
       }));
     }
+  },
+};
+
+/** Parts of Node that take 1 to 6 ms each to load and that a service seldom needs before its first answer. */
+const LATE = ['node:child_process', 'node:crypto', 'node:fs/promises', 'node:worker_threads', 'node:zlib'];
+
+/**
+ * Our own imports of Node's modules go through process.getBuiltinModule: an import proper reads every export, and so loads all that Node itself would load
+ * when it is used first (streams, WebCrypto, …: 10 ms). Those of {@link LATE} are loaded when one of their functions is called; what is no function cannot be
+ * imported from them.
+ */
+const builtins: Plugin = {
+  name: 'builtins',
+  setup(plugin) {
+    plugin.onResolve({ filter: /^node:/ }, ({ path, importer, kind }) =>
+      kind === 'import-statement' && /packages\/(steadfs|fuse)\/src\//.test(importer)
+        ? { path, namespace: 'builtin', sideEffects: false }
+        : { path, external: true },
+    );
+    plugin.onLoad({ filter: /./, namespace: 'builtin' }, async ({ path }) => {
+      const late = LATE.includes(path);
+      const names = Object.entries((await import(path)) as Record<string, unknown>).flatMap(([name, value]) =>
+        name !== 'default' && /^[\w$]+$/.test(name) && (!late || typeof value === 'function') ? [name] : [],
+      );
+      const get = late
+        ? `const get = name => function (...args) {
+             return new.target ? Reflect.construct(load()[name], args) : load()[name](...args);
+           };`
+        : 'const get = name => load()[name];';
+      return {
+        contents: `
+          let loaded;
+          const load = () => (loaded ??= process.getBuiltinModule('${path}'));
+          ${get}
+          ${names.map(name => `export const ${name} = /* @__PURE__ */ get('${name}');`).join('\n')}
+          export default /* @__PURE__ */ ${late ? 'new Proxy({}, { get: (_, name) => load()[name] })' : 'load()'};`,
+        loader: 'js',
+      };
+    });
   },
 };
 
@@ -174,9 +213,9 @@ async function makeLocked(out: string, options: BuildOptions): Promise<boolean> 
         // Optional parts of libraries that are not installed.
         external: ['pg-native', 'pg-cloudflare', 'cardinal'],
         banner: {
-          js: "import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);",
+          js: "const require = process.getBuiltinModule('node:module').createRequire(import.meta.url);",
         },
-        plugins: [workers(found, options.faults ?? false), natives],
+        plugins: [workers(found, options.faults ?? false), natives, builtins],
       });
     }
     const files = readdirSync(temporary).sort((a, b) => Number(a === 'steadfs.mjs') - Number(b === 'steadfs.mjs'));

@@ -36,9 +36,9 @@
 
 import { randomFillSync } from 'node:crypto';
 import { fstatSync } from 'node:fs';
-import { crc32 } from 'node:zlib';
 import { type ArenaTables, arenaTables, createArena } from './arena.ts';
 import type { Arena, Blob, Capsule, Cells, Records, SectionSpec } from './capsule-types.ts';
+import { crc32 } from './crc32.ts';
 import { faultPoint } from './fault.ts';
 import {
   ftruncate,

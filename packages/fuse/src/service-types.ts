@@ -163,8 +163,8 @@ export interface ServiceSettings<Warm> {
   /** A successor is ready and about to kill this process: stop reading, finish what takes no time. It is killed after 10 ms at the latest; or, if the successor fails, `resume` is called. */
   yielding?(): Promise<void> | void;
   resume?(): void;
-  /** Messages of the machinery (keeper replaced, take-over refused, …); default: stderr. */
-  log?(level: 'info' | 'warn' | 'error', message: string): void;
+  /** Messages of the machinery (keeper replaced, take-over refused, …); default: stderr, without debug. */
+  log?(level: 'debug' | 'info' | 'warn' | 'error', message: string): void;
 }
 
 /** Signatures of service.ts. */

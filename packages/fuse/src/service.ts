@@ -60,6 +60,7 @@ import {
   writeState,
 } from './launch.ts';
 import { findMount, isFuse, type MountInfo, mountFuse, probe, unmount, waitingRequests } from './mount.ts';
+import { phase, phases } from './phases.ts';
 import type {
   EndSettings,
   Launch,
@@ -373,7 +374,7 @@ class Exit extends Error {
  * The service process, started by a keeper or by systemd with the fds of launch.ts. Exits by itself: 0 when the mount has ended. See {@link ServiceSettings}.
  */
 export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise<never> {
-  const log = settings.log ?? ((level, text) => console.error(`${level}: ${text}`));
+  const log = settings.log ?? ((level, text) => level !== 'debug' && console.error(`${level}: ${text}`));
   const mode = process.env.STEADFS_START ?? 'crash';
   const first = mode === 'mount' || mode === 'upgrade';
   for (const fd of [FD_FUSE, FD_CAPSULE, FD_ARENA, FD_LAUNCH, FD_STATE]) {
@@ -422,6 +423,7 @@ async function adoptAndServe<Warm>(
 ): Promise<void> {
   const launch = readLaunch(FD_LAUNCH);
   const bornAt = performance.timeOrigin;
+  phase('launch record');
   let keeperPid = Number(process.env.STEADFS_KEEPER ?? 0);
   const notify = launch.systemd ? notifications() : undefined;
   // A thread that reclaims memory must not wait for our own mount; inherited by threads that are made from now on. Needs CAP_SYS_RESOURCE.
@@ -439,6 +441,7 @@ async function adoptAndServe<Warm>(
   };
   const upgrade = mode === 'upgrade';
   if (!upgrade) lock();
+  phase('lock');
   faultPoint('adopt.locked', mode);
   let adopted = !upgrade;
 
@@ -473,6 +476,7 @@ async function adoptAndServe<Warm>(
   try {
     faultPoint('adopt.before-map', mode);
     mapped = mapCapsule(capsuleFds, sizes);
+    phase('map');
     if (upgrade) rehearse();
     faultPoint('adopt.mapped', mode);
     const { sections } = inspectCapsule(FD_CAPSULE);
@@ -484,6 +488,7 @@ async function adoptAndServe<Warm>(
     const reason = known && incompatible(sections, known);
     if (reason) throw new CapsuleError('newer', reason);
     before = readProcessRecord(peekBlob(FD_CAPSULE, PROCESS_BLOB));
+    phase('directory');
   } catch (error) {
     if (error instanceof CapsuleError)
       throw new Exit(EXIT_REFUSED, `version ${settings.version} cannot adopt the mount: ${error.message}`);
@@ -505,6 +510,8 @@ async function adoptAndServe<Warm>(
     clearInterval(extend);
   }
 
+  phase('prepare');
+
   // --- Commit
   let pauseFrom = bornAt;
   faultPoint('adopt.prepared', mode);
@@ -514,6 +521,7 @@ async function adoptAndServe<Warm>(
     pauseFrom = now();
     faultPoint('upgrade.before-yield');
     if (old) await old.yield(YIELD_MS * 5);
+    phase('yield');
     faultPoint('upgrade.yielded');
     writeState(FD_STATE, 'committed');
     faultPoint('upgrade.committed');
@@ -523,6 +531,7 @@ async function adoptAndServe<Warm>(
     faultPoint('upgrade.old-dead');
     closeQuietly(old);
     adopted = true;
+    phase('take over');
   }
 
   // --- Adopt
@@ -535,6 +544,7 @@ async function adoptAndServe<Warm>(
   record.version = settings.version;
   const save = (): void => blob.set(Buffer.from(JSON.stringify(record)));
   save();
+  phase('open');
   faultPoint('adopt.recorded', mode);
 
   let watch: KeeperWatch | undefined;
@@ -598,6 +608,7 @@ async function adoptAndServe<Warm>(
     save();
     faultPoint('adopt.before-serving', mode);
     writeState(FD_STATE, 'serving');
+    phase('serving');
     faultPoint('adopt.serving', mode);
     setImmediate(() => {
       settle();
@@ -608,6 +619,7 @@ async function adoptAndServe<Warm>(
         'info',
         `${launch.mountPoint}: ${why}, version ${settings.version}${from && from !== settings.version ? ` after ${from}` : ''}, pause ${takeover.pause} ms`,
       );
+      log('debug', `start, ms: ${phases(pauseFrom - performance.timeOrigin)}`);
     });
   };
   const late = setTimeout(settle, 1000);

@@ -24,7 +24,14 @@ import { createRequire } from 'node:module';
 import { homedir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 
-const NODE_FLAGS = ['--disable-warning=ExperimentalWarning'];
+/**
+ * Flags of Node for commands and services. V8 counts the views of capsule and arena (hundreds of MiB that are no garbage) as its own memory, and would mark
+ * the whole heap three or four times while a service starts (20 ms); with the second flag they count only where a collection is due. (Known to V8 14, that is Node 26, which stops at flags that it does not know.)
+ */
+const NODE_FLAGS = [
+  '--disable-warning=ExperimentalWarning',
+  ...(Number.parseInt(process.versions.v8, 10) >= 14 ? ['--external-memory-accounted-in-global-limit'] : []),
+];
 
 /** Copies that no process uses are removed after this long. */
 const KEEP_MS = 7 * 86_400_000;

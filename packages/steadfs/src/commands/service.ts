@@ -12,6 +12,7 @@ import { INIT } from '@steadfs/fuse/abi';
 import { EIO, Errno, ESTALE } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { unmount } from '@steadfs/fuse/mount';
+import { phase } from '@steadfs/fuse/phases';
 import { runService } from '@steadfs/fuse/service';
 import { DEFAULT_FLAGS, type Session, serve } from '@steadfs/fuse/session';
 import { createFileData } from '../data/create.ts';
@@ -59,6 +60,7 @@ interface Assembled {
 /** `service MOUNTPOINT`. With `--warm` it rehearses and ends. */
 export async function serveMount(argv: readonly string[]): Promise<void> {
   if (argv.includes('--warm')) return rehearse();
+  phase('modules');
   // Until the launch record is read: to stderr, which the keeper has opened.
   let log: LogHandle = startLog({ level: 'info', startUpMs: START_UP_MS });
   let session: Session | undefined;
@@ -99,7 +101,9 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       };
 
       faultPoint('adopt.assembled');
+      phase('file system');
       const carried = await vfs.start();
+      phase('handles and data');
       faultPoint('adopt.started');
       session = serve({
         fd: start.fd,
@@ -112,6 +116,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         log: (level, message, cause) => (cause ? log[level]({ err: cause }, message) : log[level](message)),
       });
       await session.start();
+      phase('requests');
       const { answered, repeated, parked } = session.stats.adopted;
       start.serving({
         ...carried,
@@ -149,7 +154,9 @@ async function assemble(
   const metrics = new Metrics();
   addProcessGauges(metrics);
   const info = sessionInfo(mountPoint, mountedMs);
+  phase('session info');
   const { identity, lost } = await ownSession(engine, capsule, info, log);
+  phase('session');
   const data = createFileData({
     meta: engine,
     store: meteredStore(store, metrics),
@@ -233,7 +240,9 @@ async function prepare(options: ServiceOptions, log: LogHandle): Promise<Warm> {
   } catch (error) {
     throw new Failure(`cannot open the database: ${withoutSecrets(messageOf(error), options.metaUrl)}`);
   }
+  phase('engine');
   const format = await engine.load();
+  phase('format');
   if (!format) throw new Failure(`${engine.name} holds no volume any more`);
   const gate = versionGate(format, CLIENT_VERSION);
   if (gate) throw new Failure(gate);

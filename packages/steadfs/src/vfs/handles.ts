@@ -6,8 +6,8 @@
  * f64 @8, inode f64 @16, seq f64 @24 and slot u32 @32 and kind u32 @36 of the request that opened it, uid u32 @40, gid u32 @44, CRC-32 of bytes 4..47
  * u32 @48.
  */
-import { crc32 } from 'node:zlib';
 import type { Capsule, Op, Records } from '@steadfs/fuse';
+import { crc32 } from '@steadfs/fuse/crc32';
 import { ENFILE } from '@steadfs/fuse/errno';
 import type { Ino } from '../format/ino.ts';
 import type { Counters } from './counters.ts';
