@@ -261,49 +261,76 @@ export function fdsOfProcess(pid: number): HeldFds {
   }
 }
 
-/** Kills a process and waits until all its threads are gone. False when it is not gone after `timeout` ms (it hangs in the kernel; the kill stays pending). */
-export function killAndWait(pid: number, timeout: number, isIt: (pid: number) => boolean = () => true): boolean {
+/**
+ * Sends SIGKILL. The function that is answered waits until all threads of the process are gone; false when they are not after `timeout` ms (the process hangs
+ * in the kernel; the kill stays pending). It is to be called to the end.
+ */
+function kill(pid: number, isIt: (pid: number) => boolean): (timeout: number) => boolean {
   let pidfd: number;
   try {
     pidfd = sys.pidfdOpen(pid);
   } catch {
-    return true;
+    return () => true;
   }
+  let done = false;
+  const close = (): void => {
+    if (!done) sys.close(pidfd);
+    done = true;
+  };
   try {
     // Asked after the pidfd is open, so the answer is about the process that gets the signal.
-    if (!isIt(pid)) return true;
-    if (!sys.pidfdSendSignal(pidfd, sys.SIGKILL)) return true;
-    return (sys.poll(pidfd, sys.POLLIN, timeout) & sys.POLLIN) !== 0;
-  } finally {
-    sys.close(pidfd);
+    if (!isIt(pid) || !sys.pidfdSendSignal(pidfd, sys.SIGKILL)) close();
+  } catch (error) {
+    close();
+    throw error;
   }
+  return timeout => {
+    try {
+      return done || (sys.poll(pidfd, sys.POLLIN, timeout) & sys.POLLIN) !== 0;
+    } finally {
+      close();
+    }
+  };
+}
+
+/** Kills a process and waits until all its threads are gone. False when it is not gone after `timeout` ms. */
+export function killAndWait(pid: number, timeout: number, isIt: (pid: number) => boolean = () => true): boolean {
+  return kill(pid, isIt)(timeout);
 }
 
 /**
  * The commit: when it comes back, this process alone can read, answer and unmount, and holds the capsule's lock. Answers when the old service died (ms since
  * 1970; undefined when there was none). Throws CapsuleError 'locked' when somebody could not be ended within `timeout` ms.
+ *
+ * The keeper is killed first and both are waited for together: a process with SIGKILL pending runs nothing of its own any more, so the keeper does not see its
+ * service die.
  */
 export function takeOver(capsuleFd: number, oldKeeper: number, timeout = 10_000): number | undefined {
   const { ino } = fstatSync(capsuleFd);
   const end = performance.now() + timeout;
-  if (oldKeeper > 0) killAndWait(oldKeeper, timeout, pid => pid !== process.ppid && holdsCapsule(pid, ino));
-  faultPoint('upgrade.keeper-dead');
+  const keeper = oldKeeper > 0 ? kill(oldKeeper, pid => pid !== process.ppid && holdsCapsule(pid, ino)) : () => true;
   let died: number | undefined;
-  for (;;) {
-    const holder = sys.lockHolder(capsuleFd);
-    if (holder === undefined) {
-      try {
-        lockCapsule(capsuleFd);
-        return died;
-      } catch (error) {
-        // One that the old keeper had just started was quicker: it is next.
-        if (!(error instanceof CapsuleError)) throw error;
+  try {
+    for (;;) {
+      const holder = sys.lockHolder(capsuleFd);
+      if (holder === undefined) {
+        try {
+          keeper(timeout);
+          lockCapsule(capsuleFd);
+          return died;
+        } catch (error) {
+          // One that the old keeper had just started was quicker: it is next.
+          if (!(error instanceof CapsuleError)) throw error;
+        }
+      } else if (holder <= 0) throw new CapsuleError('locked', 'the mount is served from another pid namespace');
+      else if (performance.now() > end)
+        throw new CapsuleError('locked', `process ${holder} cannot be ended (state D?)`);
+      else {
+        died = performance.timeOrigin + performance.now();
+        killAndWait(holder, Math.max(1, end - performance.now()), pid => sys.lockHolder(capsuleFd) === pid);
       }
-    } else if (holder <= 0) throw new CapsuleError('locked', 'the mount is served from another pid namespace');
-    else if (performance.now() > end) throw new CapsuleError('locked', `process ${holder} cannot be ended (state D?)`);
-    else {
-      died = performance.timeOrigin + performance.now();
-      killAndWait(holder, Math.max(1, end - performance.now()), pid => sys.lockHolder(capsuleFd) === pid);
     }
+  } finally {
+    keeper(0);
   }
 }

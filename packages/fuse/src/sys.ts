@@ -84,6 +84,7 @@ const F_ADD_SEALS = 1033;
 const FD_CLOEXEC = 1;
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
+const SOCK_SEQPACKET = 5;
 const SOCK_NONBLOCK = O_NONBLOCK;
 const SOCK_CLOEXEC = O_CLOEXEC;
 const SOL_SOCKET = 1;
@@ -558,10 +559,11 @@ export function bindDatagram(path: string): number {
   }
   return fd;
 }
-/** Two connected stream sockets, close-on-exec, blocking. */
-export function socketPair(): [number, number] {
+/** Two connected sockets, close-on-exec: a stream, blocking; or one that keeps messages apart (SOCK_SEQPACKET), non-blocking. */
+export function socketPair(messages = false): [number, number] {
   const m = scratch();
-  check(c.socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, m.address), 'socketpair');
+  const type = messages ? SOCK_SEQPACKET | SOCK_NONBLOCK : SOCK_STREAM;
+  check(c.socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, m.address), 'socketpair');
   return [m.view.getInt32(0, true), m.view.getInt32(4, true)];
 }
 

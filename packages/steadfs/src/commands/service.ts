@@ -4,17 +4,19 @@
  * serve meanwhile), then the capsule is adopted, then requests are answered.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { fstatSync, mkdtempSync, rmSync } from 'node:fs';
 import { hostname, networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Capsule, Context, FileSystem } from '@steadfs/fuse';
+import type { Capsule, Context, FileSystem, Launch } from '@steadfs/fuse';
 import { INIT } from '@steadfs/fuse/abi';
 import { EIO, Errno, ESTALE } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { unmount } from '@steadfs/fuse/mount';
 import { phase } from '@steadfs/fuse/phases';
+import { rehearseSession } from '@steadfs/fuse/rehearsal';
 import { runService } from '@steadfs/fuse/service';
 import { DEFAULT_FLAGS, type Session, serve } from '@steadfs/fuse/session';
+import { close, punchHole } from '@steadfs/fuse/sys';
 import { createFileData } from '../data/create.ts';
 import type { FileData } from '../data/file-data.ts';
 import { DATA_SECTIONS } from '../data/journal.ts';
@@ -48,6 +50,7 @@ interface Warm {
   format: Format;
   /** What the engine tells; the handlers that need the file system are put in when there is one. */
   events: EngineEvents;
+  info: SessionInfo;
 }
 
 interface Assembled {
@@ -68,7 +71,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
     version: VERSION,
     sections: [...VFS_SECTIONS, ...DATA_SECTIONS],
     log: (level, message) => log[level](message),
-    async prepare({ launch }) {
+    async prepare({ launch, why }) {
       const options = launch.options as ServiceOptions;
       Object.assign(process.env, options.environment);
       log.flush();
@@ -78,11 +81,13 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         ...(options.logFile ? { file: options.logFile } : {}),
       });
       process.on('SIGHUP', () => log.reopen());
-      return prepare(options, log);
+      if (why === 'upgrade')
+        await rehearse().catch((error: unknown) => log.debug(`nothing was rehearsed: ${messageOf(error)}`));
+      return prepare(options, log, launch);
     },
     async serve(start, warm) {
       const { capsule, launch } = start;
-      const parts = await assemble(warm, capsule, launch.mountPoint, launch.created, log);
+      const parts = await assemble(warm, capsule, launch.mountPoint, log);
       const { vfs, upkeep, metrics, fileSystem } = parts;
       const { options, engine, store, format, events } = warm;
       const leave = (reason: string) => {
@@ -143,18 +148,11 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
 }
 
 /** Data path, file system and upkeep over an opened volume and an adopted capsule. */
-async function assemble(
-  warm: Warm,
-  capsule: Capsule,
-  mountPoint: string,
-  mountedMs: number,
-  log: LogHandle,
-): Promise<Assembled> {
-  const { options, engine, store, format } = warm;
+async function assemble(warm: Warm, capsule: Capsule, mountPoint: string, log: LogHandle): Promise<Assembled> {
+  const { options, engine, store, format, info } = warm;
   const metrics = new Metrics();
   addProcessGauges(metrics);
-  const info = sessionInfo(mountPoint, mountedMs);
-  phase('session info');
+  phase('metrics');
   const { identity, lost } = await ownSession(engine, capsule, info, log);
   phase('session');
   const data = createFileData({
@@ -218,7 +216,11 @@ async function assemble(
 }
 
 /** Opens the database and the store, and looks whether they are still the volume that was mounted. Changes nothing. */
-async function prepare(options: ServiceOptions, log: LogHandle): Promise<Warm> {
+async function prepare(
+  options: ServiceOptions,
+  log: LogHandle,
+  { mountPoint, created }: Pick<Launch, 'mountPoint' | 'created'>,
+): Promise<Warm> {
   const events: EngineEvents = {
     sessionLost: reason => log.error(reason),
     formatChanged() {},
@@ -249,7 +251,8 @@ async function prepare(options: ServiceOptions, log: LogHandle): Promise<Warm> {
   if (format.UUID !== options.volume.uuid)
     throw new Failure(`${engine.name} holds another volume now (${format.Name}, ${format.UUID})`);
   if (options.bucket) format.Bucket = options.bucket;
-  return { options, engine, store: await openVolumeStore(format), format, events };
+  const store = await openVolumeStore(format);
+  return { options, engine, store, format, events, info: sessionInfo(mountPoint, created) };
 }
 
 /**
@@ -362,7 +365,8 @@ async function startMetrics(
 
 /**
  * Does once what every start of a service does, on a volume of its own in a temporary folder, and ends: Node's compile cache then holds the functions that run
- * between the death of one service and the first answer of the next. Without that a third of the pause is compiling.
+ * between the death of one service and the first answer of the next; without that a third of the pause is compiling. Before an upgrade, in the new process itself: its
+ * code is loaded and warm then.
  */
 async function rehearse(): Promise<void> {
   const { mountFlags, planMount } = await import('./mount-flags.ts');
@@ -394,21 +398,27 @@ async function rehearse(): Promise<void> {
     await maker.init(format, false);
     await maker.close();
 
-    const warm = await prepare(options, log);
+    const warm = await prepare(options, log, { mountPoint: folder, created: Date.now() });
     await warm.store.create();
     const fds = createCapsule({ arenaSize: options.bufferSize });
-    const { vfs, fileSystem } = await assemble(warm, openCapsule(fds), folder, Date.now(), log);
+    const capsule = openCapsule(fds);
+    const { vfs, fileSystem } = await assemble(warm, capsule, folder, log);
     await vfs.start();
     await exercise(fileSystem);
-    await fileSystem.destroy?.();
+    await rehearseSession(capsule, fileSystem, 'f');
     await warm.store.close();
     await warm.engine.close();
+    // The mappings stay, as views of them may be alive; their memory does not.
+    for (const fd of Object.values(fds) as number[]) {
+      punchHole(fd, 0, fstatSync(fd).size);
+      close(fd);
+    }
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
 }
 
-/** The requests of a small file's life. */
+/** The requests of a small file's life; leaves a directory `f`. */
 async function exercise(fs: FileSystem): Promise<void> {
   let seq = 0;
   const context = (): Context => {
@@ -447,4 +457,5 @@ async function exercise(fs: FileSystem): Promise<void> {
   await fs.readdir!(context(), 1, dir.fh, 0, { plus: true, add: () => true });
   await fs.releasedir!(context(), 1, dir.fh);
   await fs.unlink!(context(), 1, name);
+  await fs.mkdir!(context(), 1, name, 0o755, 0o022);
 }
