@@ -3,6 +3,7 @@
  *
  *   node suites/run.ts NAME… | all  --dir DIR             on any directory
  *   node suites/run.ts NAME… | all  --mount [--full]      on a fresh Steadfs volume (--client juicefs: the Go client's, from PATH)
+ *     --engine redis | postgres | mariadb                 with its metadata on a server started for the run (sqlite otherwise)
  *
  * --suites DIR (repeatable, or $STEADFS_SUITES with colons) names folders that hold what is not on PATH: pjdfstest/pjdfstest,
  * xfstests/ltp/fsx, ior/src/mdtest. What is missing is skipped with a word. Ends with 1 when something failed.
@@ -11,6 +12,7 @@ import { chmodSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { ENGINES, isEngineName, startEngine } from '../packages/steadfs/test/servers/engines.ts';
 import { abortMount, type Client, missing, openVolume, type Volume } from '../packages/steadfs/test/support/volume.ts';
 import * as dbench from './dbench.ts';
 import * as fio from './fio.ts';
@@ -39,7 +41,7 @@ const SUITES: Record<string, Suite> = {
 
 function usage(): string {
   const list = Object.entries(SUITES).map(([name, suite]) => `  ${name.padEnd(12)}${suite.summary}`);
-  return `node suites/run.ts NAME… | all  --dir DIR | --mount [--client juicefs] [--format=FLAGS] [--options=FLAGS]
+  return `node suites/run.ts NAME… | all  --dir DIR | --mount [--client juicefs] [--engine ${ENGINES.join('|')}] [--format=FLAGS] [--options=FLAGS]
   [--full] [--seed N] [--suites DIR] [--verbose] [--keep]\n\n${list.join('\n')}`;
 }
 
@@ -67,6 +69,7 @@ async function main(): Promise<number> {
       dir: { type: 'string' },
       mount: { type: 'boolean' },
       client: { type: 'string', default: 'steadfs' },
+      engine: { type: 'string', default: 'sqlite' },
       format: { type: 'string', default: '--trash-days 0' },
       options: { type: 'string', default: '--enable-xattr' },
       full: { type: 'boolean', default: false },
@@ -88,8 +91,19 @@ async function main(): Promise<number> {
     console.log(`${names.join(', ')}: 0 passed, 0 failed, ${names.length} skipped: ${lack}`);
     return 0;
   }
+  if (!isEngineName(values.engine)) {
+    console.error(`no engine "${values.engine}" (there are ${ENGINES.join(', ')})`);
+    return 2;
+  }
+  const server = values.mount ? await startEngine(values.engine) : undefined;
+  if (server && 'missing' in server) {
+    console.log(`${names.join(', ')}: 0 passed, 0 failed, ${names.length} skipped: ${server.missing}`);
+    return 0;
+  }
   const seed = Number(values.seed ?? Math.floor(Math.random() * 1e6) + 1);
-  console.log(`seed ${seed}, ${values.full ? 'full' : 'short'}, ${values.dir ?? `a fresh ${client} volume for each`}`);
+  console.log(
+    `seed ${seed}, ${values.full ? 'full' : 'short'}, ${values.dir ?? `a fresh ${client} volume on ${values.engine} for each`}`,
+  );
   const words = (text: string): string[] => text.split(' ').filter(w => w !== '');
   let failures = 0;
   for (const name of names) {
@@ -99,7 +113,13 @@ async function main(): Promise<number> {
     const started = Date.now();
     let verdicts: Verdict[] = [];
     try {
-      if (values.mount) volume = openVolume({ client, format: words(values.format), mount: words(values.options) });
+      if (server)
+        volume = openVolume({
+          client,
+          format: words(values.format),
+          mount: words(values.options),
+          meta: await server.fresh(),
+        });
       const dir = join(volume?.dir ?? values.dir!, `suite-${name}-${process.pid}`);
       mkdirSync(dir);
       const folders = [...values.suites, ...(process.env.STEADFS_SUITES ?? '').split(':').filter(f => f !== '')];
@@ -119,6 +139,7 @@ async function main(): Promise<number> {
     }
     failures += report(name, verdicts, (Date.now() - started) / 1000, values.verbose);
   }
+  await server?.stop();
   return failures > 0 ? 1 : 0;
 }
 

@@ -20,6 +20,7 @@ import type { Items } from './items.ts';
 import type { Locks } from './locks.ts';
 import { type MaybePromise, recover } from './maybe.ts';
 import type { MountOptions } from './mount-options.ts';
+import { Told } from './told.ts';
 
 export const NAME_MAX = 255;
 const O_ACCMODE = 3;
@@ -67,6 +68,7 @@ export class Core {
   /** Set right after the construction: they need each other. */
   control!: ControlFiles;
   notify: Notifier | undefined;
+  readonly told = new Told();
   /** Counts what may change attributes of any inode: attributes read before are not shown any more. */
   changes = 0;
   /** Counts what may have taken a name away: what a listing was read before that may not be shown as an entry any more. */
@@ -129,6 +131,7 @@ export class Core {
 
   // ── replies ───────────────────────────────────────────────────────────────────────────────────────────────────────
   attrOut(ino: Ino, attr: Attr): AttrOut {
+    if (attr.type === FileType.file) this.told.set(ino, attr);
     const pending = attr.type === FileType.file ? this.data.pending(ino) : undefined;
     return { attr: fuseAttr(this.statIno(ino), attr, pending), attrValid: this.options.attrCache };
   }
@@ -136,6 +139,7 @@ export class Core {
   entryOut(ino: Ino, attr: Attr): EntryOut {
     const o = this.options;
     const pending = attr.type === FileType.file ? this.data.pending(ino) : undefined;
+    if (attr.type === FileType.file) this.told.set(ino, attr);
     return {
       nodeid: this.node(ino),
       generation: 1,
@@ -187,6 +191,16 @@ export class Core {
     } catch (e) {
       if ((e as { errno?: number }).errno !== ENOENT.errno)
         this.log.debug({ err: e as Error }, 'cannot drop cached pages');
+    }
+  }
+
+  /** The kernel asks for the attributes of a file anew. */
+  async invalidateAttr(ino: Ino): Promise<void> {
+    try {
+      await this.notify?.invalInode(this.node(ino), -1, 0);
+    } catch (e) {
+      if ((e as { errno?: number }).errno !== ENOENT.errno)
+        this.log.debug({ err: e as Error }, 'cannot drop cached attributes');
     }
   }
 

@@ -223,7 +223,7 @@ export function ioMethods(core: Core): IoMethods {
   }
 
   // ── open and close ────────────────────────────────────────────────────────────────────────────────────────────────
-  function opened(ctx: Context, inode: OpenInode, attr: Attr, flags: number, before: number): OpenOut {
+  function opened(ctx: Context, inode: OpenInode, attr: Attr, flags: number, before: number): MaybePromise<OpenOut> {
     if (attr.type === FileType.directory) throw EISDIR;
     const pending = data.pending(inode.ino);
     const foreign = learn(inode, attr, pending, before) === 'foreign';
@@ -231,8 +231,10 @@ export function ioMethods(core: Core): IoMethods {
     const keep = !foreign && inode.seen !== undefined && inode.dropping === 0;
     // Without KEEP_CACHE the kernel drops its pages now, and what it reads from now on is of this version.
     if (!keep) inode.seen = versionOf(attr);
-    const handle = core.openHandle(ctx, inode, flags);
-    return { fh: handle.fh, flags: keep ? FOPEN_KEEP_CACHE : 0 };
+    const out = { fh: core.openHandle(ctx, inode, flags).fh, flags: keep ? FOPEN_KEEP_CACHE : 0 };
+    // Close-to-open: a length that another client has changed since is not what this open reads up to.
+    if (!foreign || core.options.attrCache === 0 || core.told.has(inode.ino, attr)) return out;
+    return core.invalidateAttr(inode.ino).then(() => out);
   }
 
   async function truncatingOpen(ctx: Context, inode: OpenInode, flags: number, kill: boolean): Promise<OpenOut> {

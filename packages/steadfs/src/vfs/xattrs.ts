@@ -3,7 +3,7 @@ import type { FileSystem, Name } from '@steadfs/fuse';
 import { E2BIG, EINVAL, ENODATA, ENOTTY, EOPNOTSUPP, EPERM, ERANGE } from '@steadfs/fuse/errno';
 import { aclFromXattr, aclToXattr } from '../format/acl.ts';
 import { Flag } from '../format/attr.ts';
-import type { Ino } from '../format/ino.ts';
+import { type Ino, isTrash } from '../format/ino.ts';
 import {
   FS_APPEND_FL,
   FS_IMMUTABLE_FL,
@@ -114,7 +114,8 @@ export function xattrMethods(core: Core): XattrMethods {
     async listxattr(ctx, nodeid) {
       if (!enabled()) throw EOPNOTSUPP;
       const ino = core.ino(nodeid);
-      if (core.internals.attr(ino) !== undefined) return [];
+      // As the Go client answers for its own files and the folders of the trash.
+      if (core.internals.attr(ino) !== undefined || isTrash(ino)) throw ENODATA;
       const all = await engine.listxattr(ino);
       // Local file systems do not tell of trusted.* to who may not read it.
       const names = ctx.uid === 0 ? all : all.filter(name => !text(name).startsWith('trusted.'));
