@@ -16,10 +16,10 @@ interface InfoResponse {
   Chunks: { ChunkIndex: number; Id: number; Size: number; Off: number; Len: number }[] | null;
   Objects: { ChunkIndex: number; Key: string; Size: number; Off: number; Len: number }[] | null;
   PLocks:
-    | { Sid: number; Owner: number; Records?: unknown; Type?: string; Pid?: number; Start?: number; End?: number }[]
+    | { Sid: number; Owner: number | bigint; Type: number; Pid: number; Start: number; End: number | bigint }[]
     | null;
-  FLocks: { Sid: number; Owner: number; Type: string }[] | null;
-  Tier?: string;
+  FLocks: { Sid: number; Owner: number | bigint; Type: string }[] | null;
+  Tier?: { ID: number; StorageClass: string; Tag: string };
   RestoreStatus?: string;
 }
 
@@ -72,7 +72,7 @@ export function showInfo(path: string, info: InfoResponse, raw: boolean): string
   ];
   if (paths.length === 1) lines.push(`   path: ${paths[0]}`);
   else if (paths.length > 1) lines.push('  paths:', ...paths.map(p => `\t${p}`));
-  if (info.Tier !== undefined) lines.push(`   tier: ${info.Tier}`);
+  if (info.Tier !== undefined) lines.push(`   tier: ${info.Tier.ID}->${info.Tier.StorageClass}`);
   if (info.RestoreStatus) lines.push(`restore: ${info.RestoreStatus}`);
   if (raw && info.Chunks?.length) {
     lines.push(' chunks:');
@@ -111,7 +111,7 @@ export function showInfo(path: string, info: InfoResponse, raw: boolean): string
       ' plocks:',
       table(
         ['Sid', 'Owner', 'Type', 'Pid', 'Start', 'End'],
-        info.PLocks.map(l => [l.Sid, l.Owner, l.Type, l.Pid, l.Start, l.End].map(String)),
+        info.PLocks.map(l => [l.Sid, l.Owner, l.Type === 0 ? 'R' : 'W', l.Pid, l.Start, l.End].map(String)),
       ),
     );
   return lines.join('\n');

@@ -308,6 +308,9 @@ async function info(core: Core, ctx: JobContext, request: Request & { command: '
     addNode(t, attr);
     if (attr.type === FileType.directory) await addTree(core, ctx, ino, request.recursive, request.strict, t);
     out.Paths = core.isInternal(ino) ? [] : await pathsOf(core, ino);
+    const tier = core.format.Tiers?.[String(attr.tier)];
+    out.Tier = { ID: attr.tier, StorageClass: tier?.StorageClass ?? '', Tag: tier?.Tag ?? '' };
+    out.RestoreStatus = '';
     if (attr.type === FileType.file && !core.isInternal(ino)) {
       const fresh = await core.engine.getattr(ino);
       if (request.raw) out.Chunks = await chunksOf(core, ino, fresh.length);
@@ -315,7 +318,6 @@ async function info(core: Core, ctx: JobContext, request: Request & { command: '
       const locks = await locksOf(core, ino);
       out.FLocks = locks.flocks;
       out.PLocks = locks.plocks;
-      out.Tier = `${fresh.tier}->`;
     }
   } catch (error) {
     if (!(error instanceof Errno)) throw error;
@@ -391,11 +393,11 @@ async function locksOf(core: Core, ino: Ino): Promise<{ flocks: object[]; plocks
     for (const p of s.plocks ?? []) {
       if (p.ino !== ino) continue;
       for (const l of p.records) {
-        const Type = l.type === 0 ? 'R' : 'W';
         plocks.push({
           Sid: s.sid,
           Owner: json64(p.owner),
-          Type,
+          // fcntl's number here, a letter above: so the Go client's command wants it.
+          Type: l.type,
           Pid: l.pid,
           Start: json64(l.start),
           End: json64(l.end),
@@ -449,21 +451,21 @@ async function summary(core: Core, ctx: JobContext, request: Request & { command
       for (const e of page) {
         if (e.attr === undefined) continue;
         const name = Buffer.from(e.name).toString('utf8');
-        const child = await usage(e.ino, e.attr, path === '/' ? `/${name}` : `${path}/${name}`, depth - 1);
+        const child = await usage(e.ino, e.attr, path === '' ? name : `${path}/${name}`, depth - 1);
         tree.Size += child.Size;
         tree.Files += child.Files;
         tree.Dirs += child.Dirs;
         children.push(child);
       }
     }
-    children.sort((a, b) => b.Size - a.Size);
+    children.sort((a, b) => b.Size - a.Size || (a.Path < b.Path ? -1 : 1));
     const shown = children.slice(0, entries);
     const rest = children.slice(entries);
     if (rest.length > 0) {
       const sum = (key: 'Size' | 'Files' | 'Dirs') => rest.reduce((n, c) => n + c[key], 0);
       shown.push({
         Inode: 0,
-        Path: `${path === '/' ? '' : path}/...`,
+        Path: path === '' ? '...' : `${path}/...`,
         Type: FileType.file,
         Size: sum('Size'),
         Files: sum('Files'),
@@ -477,8 +479,8 @@ async function summary(core: Core, ctx: JobContext, request: Request & { command
   try {
     const ino = core.ino(request.ino);
     const attr = await core.engine.getattr(ino);
-    const [path = ''] = await pathsOf(core, ino);
-    const tree = await usage(ino, attr, path, Math.min(10, request.depth));
+    // Paths are those below the folder that was asked for.
+    const tree = await usage(ino, attr, '', Math.min(10, request.depth));
     return dataItem(stringify({ Errno: 0, Tree: tree }));
   } catch (error) {
     if (!(error instanceof Errno)) throw error;

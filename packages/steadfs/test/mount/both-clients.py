@@ -5,6 +5,7 @@
   share A B SEED SECONDS             files written through one mount and read through the other after each close, against a model
   storm DIR SEED SECONDS             names made, linked, renamed and removed at random
   locks A B                          flock and fcntl locks seen by the other mount, and waiters woken
+  hold FILE FILE                     holds locks of both kinds on both, says so, until it is killed
   count FILE KIND TIMES              adds 1 to the number in FILE under a lock, TIMES times
   copies FROM DIR SEED SECONDS       copies FROM by copy_file_range while others rewrite and compact it
   rewrite FILE SEED SECONDS          writes bytes of FILE again as they are
@@ -333,6 +334,15 @@ def locks(a, b):
                 assert time.time() < until, 'close left fcntl locks'
                 time.sleep(0.05)
         os.close(one_)
+
+
+def hold(a, b):
+    for path, kind, at in ((a, fcntl.LOCK_EX, 5), (b, fcntl.LOCK_SH, 500)):
+        fd = os.open(path, os.O_RDWR)
+        fcntl.lockf(fd, kind, 100, at)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    print('held', flush=True)
+    time.sleep(600)
 
 
 def count(path, kind, times):
