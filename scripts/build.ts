@@ -71,10 +71,16 @@ function workers(found: Set<string>, faults: boolean): Plugin {
  * Native packages find their binary by way of their own place in node_modules. In the bundle it is the binary beside the bundle (a runtime copy,
  * see packages/steadfs/src/runtime.ts), else the installed package.
  */
+const NATIVES: Record<string, [binary: string, ...exported: string[]]> = {
+  koffi: ['koffi.node'],
+  '@node-rs/crc32': ['crc32.node', 'crc32c'],
+  'lz4-napi': ['lz4.node', 'compress', 'uncompress'],
+};
+
 const natives: Plugin = {
   name: 'natives',
   setup(plugin) {
-    for (const [name, binary] of Object.entries({ koffi: 'koffi.node', '@node-rs/crc32': 'crc32.node' })) {
+    for (const [name, [binary, ...exported]] of Object.entries(NATIVES)) {
       plugin.onResolve({ filter: new RegExp(`^${name}$`) }, () => ({ path: name, namespace: 'native' }));
       plugin.onLoad({ filter: new RegExp(`^${name}$`), namespace: 'native' }, () => ({
         contents: `
@@ -83,7 +89,7 @@ const natives: Plugin = {
           const beside = import.meta.dirname + '/${binary}';
           const native = createRequire(import.meta.url)(existsSync(beside) ? beside : '${name}');
           export default native;
-          export const crc32c = native.crc32c;`,
+          ${exported.map(e => `export const ${e} = native.${e};`).join('\n')}`,
         loader: 'js',
       }));
     }

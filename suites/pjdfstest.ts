@@ -40,7 +40,7 @@ async function run(context: Context): Promise<Verdict[]> {
     for (let file = queue.shift(); file; file = queue.shift()) {
       const cwd = join(context.dir, file.replace('/', '-'));
       mkdirSync(cwd);
-      const outcome = await execute('/bin/sh', [join(tests, file)], { cwd, timeout: 300_000 });
+      const outcome = await execute('/bin/sh', [join(tests, file)], { cwd, timeout: context.full ? 900_000 : 300_000 });
       const { passed, failures, skipped } = judgeTap(outcome.output);
       for (let i = 0; i < passed; i++) verdicts.push({ name: file });
       for (let i = 0; i < skipped; i++) verdicts.push({ name: file, skipped: 'says so itself' });

@@ -72,6 +72,10 @@ function nativeBinaries(from: string): Record<string, string> {
       createRequire(require.resolve('@node-rs/crc32')).resolve(
         `@node-rs/crc32-linux-${process.arch}-${glibc ? 'gnu' : 'musl'}`,
       ),
+    'lz4.node': () =>
+      createRequire(require.resolve('lz4-napi')).resolve(
+        `@antoniomuso/lz4-napi-linux-${process.arch}-${glibc ? 'gnu' : 'musl'}`,
+      ),
   };
   return Object.fromEntries(
     Object.entries(find).map(([name, resolveBinary]) => {

@@ -1,6 +1,7 @@
 /** `steadfs format META-URL NAME`: makes a volume, or changes the settings of the one that is there (spec: volume format §1.4). */
 import { randomBytes, randomUUID } from 'node:crypto';
 import { resolve } from 'node:path';
+import { COMPRESSIONS } from '../data/codec.ts';
 import { changedImmutable, type Format, fixBlockSize, isValidName, versionGate } from '../format/volume.ts';
 import { storeKinds } from '../object/registry.ts';
 import { type ObjectStore, StoreError } from '../object/store.ts';
@@ -24,6 +25,12 @@ export const command: Command = {
     { name: 'secret-key', type: 'string', help: 'secret key of the storage (or env SECRET_KEY)' },
     { name: 'session-token', type: 'string', help: 'session token of the storage (or env SESSION_TOKEN)' },
     { name: 'block-size', type: 'size', unit: 'K', default: '4M', help: 'size of blocks, 64K to 16M' },
+    {
+      name: 'compress',
+      type: 'string',
+      default: 'none',
+      help: `how blocks are compressed: ${COMPRESSIONS.join(', ')}`,
+    },
     {
       name: 'shards',
       type: 'int',
@@ -135,6 +142,13 @@ function count(flags: Flags, name: string): number {
   return value;
 }
 
+function compression(flags: Flags): string {
+  const value = flags.string('compress')!.toLowerCase();
+  if (!COMPRESSIONS.includes(value))
+    throw new Failure(`--compress: there is no compression "${value}" (there are ${COMPRESSIONS.join(', ')})`);
+  return value;
+}
+
 function shards(flags: Flags): number {
   const value = count(flags, 'shards');
   if (value > 256) throw new Failure('--shards must be at most 256');
@@ -151,7 +165,7 @@ function created(name: string, flags: Flags): Format {
     Bucket: bucketOf(storage, flags.string('bucket')),
     ...credentials(flags),
     BlockSize: fixBlockSize(flags.number('block-size')! / 1024),
-    Compression: 'none',
+    Compression: compression(flags),
     Shards: shards(flags),
     HashPrefix: flags.bool('hash-prefix'),
     Capacity: count(flags, 'capacity'),
@@ -171,6 +185,7 @@ function changed(stored: Format, name: string, flags: Flags): Format {
   if (flags.given('storage')) format.Storage = checkStorage(flags.string('storage')!.toLowerCase());
   if (flags.given('bucket') || flags.given('storage')) format.Bucket = bucketOf(format.Storage, flags.string('bucket'));
   if (flags.given('block-size')) format.BlockSize = fixBlockSize(flags.number('block-size')! / 1024);
+  if (flags.given('compress')) format.Compression = compression(flags);
   if (flags.given('shards')) format.Shards = shards(flags);
   if (flags.given('capacity')) format.Capacity = count(flags, 'capacity');
   if (flags.given('inodes')) format.Inodes = count(flags, 'inodes');

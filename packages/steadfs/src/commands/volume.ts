@@ -1,6 +1,7 @@
 /** What most commands begin with: the engine of a META-URL, its volume, the store of its data. */
 import { homedir } from 'node:os';
 import { resolve } from 'node:path';
+import { codecOf } from '../data/codec.ts';
 import { type Format, removeSecrets, serialiseFormat, versionGate } from '../format/volume.ts';
 import type { EngineEvents, EngineOptions, MetaEngine } from '../meta/engine.ts';
 import { openEngine } from '../meta/registry.ts';
@@ -64,8 +65,7 @@ export async function loadVolume(engine: MetaEngine): Promise<Format> {
 /** Why this version cannot read and write the data of the volume; undefined when it can. */
 export function unsupported(format: Format): string | undefined {
   const needs: string[] = [];
-  if (format.Compression && format.Compression.toLowerCase() !== 'none')
-    needs.push(`compression (${format.Compression})`);
+  if (codecOf(format.Compression) === undefined) needs.push(`compression (${format.Compression})`);
   if (format.EncryptKey) needs.push('encryption of its data');
   const tiers = Object.values(format.Tiers ?? {}).filter(t => t.ID !== 0 || t.StorageClass || t.Tag);
   if (tiers.length > 0 || format.StorageClass) needs.push('storage classes (tiers)');

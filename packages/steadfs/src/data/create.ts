@@ -9,6 +9,7 @@ import type { ObjectStore } from '../object/store.ts';
 import { type BlockLayout, blockCount, sliceKeys } from './blocks.ts';
 import { createBlockCache } from './cache.ts';
 import { createChunkLists } from './chunk-lists.ts';
+import { codecOf } from './codec.ts';
 import { createCompactor } from './compactor.ts';
 import type { FileData } from './file-data.ts';
 import { openJournal } from './journal.ts';
@@ -21,8 +22,8 @@ export interface FileDataOptions {
   meta: MetaEngine;
   store: ObjectStore;
   capsule: Capsule;
-  format: Pick<Format, 'Name' | 'BlockSize' | 'HashPrefix'>;
-  /** How blocks are stored; plain bytes unless given. */
+  format: Pick<Format, 'Name' | 'BlockSize' | 'HashPrefix' | 'Compression'>;
+  /** How blocks are stored; as the volume's Compression says unless given. */
   codec?: BlockCodec;
   readOnly?: boolean;
   /** Bytes; 32 MiB at the least, and never more than the arena. */
@@ -66,7 +67,7 @@ export function createFileData(options: FileDataOptions): FileData {
   const journal = openJournal(capsule);
   const transfer = createTransfer({
     store,
-    codec: options.codec ?? plainCodec,
+    codec: options.codec ?? codecOf(options.format.Compression) ?? plainCodec,
     maxUploads: Math.max(1, options.maxUploads ?? 20),
     maxDownloads: options.maxDownloads && options.maxDownloads > 0 ? options.maxDownloads : 200,
     putTimeout: options.putTimeout ?? 60_000,

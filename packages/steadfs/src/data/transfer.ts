@@ -52,11 +52,16 @@ export interface Transfer {
   readonly seekable: boolean;
 }
 
+/** Blocks in another form at a time, each way: they are in memory beside the buffer. */
+const CODED_MAX = 6;
+
 export function createTransfer(options: TransferOptions): Transfer {
   const { store, codec } = options;
+  const most = (places: number): number => (codec === plainCodec ? places : Math.min(places, CODED_MAX));
+  const maxUploads = most(options.maxUploads);
   const upload = createRate(options.uploadLimit);
   const download = createRate(options.downloadLimit);
-  const gets = createPlaces(options.maxDownloads);
+  const gets = createPlaces(most(options.maxDownloads));
   let uploading = 0;
 
   async function load(
@@ -94,7 +99,7 @@ export function createTransfer(options: TransferOptions): Transfer {
       return uploading;
     },
     get canUpload() {
-      return uploading < options.maxUploads;
+      return uploading < maxUploads;
     },
     seekable: codec.seekable && store.limits.rangeGet,
     async put(key, pieces, size, tier, released) {
