@@ -3,8 +3,7 @@
  * the object, it follows from the key. The work is done by libuv's threads, on memory of their own: a codec may not be given more than a few blocks at a time.
  */
 
-import { promisify } from 'node:util';
-import { constants, zstdCompress, zstdDecompress } from 'node:zlib';
+import zlib from 'node:zlib';
 import { StoreError } from '../object/store.ts';
 import { type BlockCodec, plainCodec } from './transfer.ts';
 
@@ -37,12 +36,18 @@ const lz4: Algorithm = {
   bound: size => size + Math.ceil(size / 255) + 16,
 };
 
-const compressZstd = promisify(zstdCompress);
-const decompressZstd = promisify(zstdDecompress);
+const settled =
+  (resolve: (bytes: Uint8Array) => void, reject: (error: Error) => void) =>
+  (error: Error | null, bytes: Uint8Array): void =>
+    error ? reject(error) : resolve(bytes);
 
 const zstd: Algorithm = {
-  compress: block => compressZstd(block, { params: { [constants.ZSTD_c_compressionLevel]: 1 } }),
-  decompress: (stored, size) => decompressZstd(stored, { maxOutputLength: size }),
+  compress: block =>
+    new Promise((resolve, reject) =>
+      zlib.zstdCompress(block, { params: { [zlib.constants.ZSTD_c_compressionLevel]: 1 } }, settled(resolve, reject)),
+    ),
+  decompress: (stored, size) =>
+    new Promise((resolve, reject) => zlib.zstdDecompress(stored, { maxOutputLength: size }, settled(resolve, reject))),
   bound: size => size + (size >>> 8) + 128,
 };
 

@@ -2,6 +2,7 @@
 
   make DIR SEED                      a tree with something of everything
   describe DIR                       one JSON line per path below DIR, contents as a hash, the trash included
+  fixture DIR                        the same in the form of the fixtures' expected.jsonl, with few processes
   share A B SEED SECONDS             files written through one mount and read through the other after each close, against a model
   storm DIR SEED SECONDS             names made, linked, renamed and removed at random
   locks A B                          flock and fcntl locks seen by the other mount, and waiters woken
@@ -10,7 +11,7 @@
   copies FROM DIR SEED SECONDS       copies FROM by copy_file_range while others rewrite and compact it
   rewrite FILE SEED SECONDS          writes bytes of FILE again as they are
 """
-import errno, fcntl, hashlib, json, os, random, socket, stat, struct, subprocess, sys, threading, time
+import base64, errno, fcntl, hashlib, json, os, random, socket, stat, struct, subprocess, sys, threading, time
 
 INTERNAL = (b'.accesslog', b'.stats', b'.config', b'.control')
 
@@ -147,6 +148,76 @@ def describe(base):
         walk(b'.trash')
     for o in lines:
         print(json.dumps(o))
+
+
+FLAGS = {1: 's', 0x10: 'i', 0x20: 'a'}
+
+
+def fixture(base):
+    bottom = os.fsencode(base)
+    kinds = {stat.S_IFREG: 'file', stat.S_IFDIR: 'dir', stat.S_IFLNK: 'symlink', stat.S_IFIFO: 'fifo', stat.S_IFBLK: 'blk', stat.S_IFCHR: 'chr', stat.S_IFSOCK: 'sock'}
+    lines, acls = [], []
+
+    def text(o, key, raw):
+        try:
+            o[key] = raw.decode()
+        except UnicodeDecodeError:
+            o[key + 'B64'] = base64.b64encode(raw).decode()
+
+    def walk(rel):
+        full = bottom + b'/' + rel if rel else bottom
+        st = os.lstat(full)
+        kind = kinds[stat.S_IFMT(st.st_mode)]
+        o = {}
+        text(o, 'path', b'/' + rel)
+        o.update(type=kind, mode='%04o' % stat.S_IMODE(st.st_mode), uid=st.st_uid, gid=st.st_gid, size=st.st_size, nlink=st.st_nlink, ino=str(st.st_ino),
+                 atimeNs=str(st.st_atime_ns), mtimeNs=str(st.st_mtime_ns), ctimeNs=str(st.st_ctime_ns), blocks=st.st_blocks)
+        if kind == 'file' and st.st_size < (1 << 28):
+            h = hashlib.sha256()
+            with open(full, 'rb') as f:
+                while b := f.read(1 << 20):
+                    h.update(b)
+            o['sha256'] = h.hexdigest()
+        if kind == 'symlink':
+            text(o, 'target', os.readlink(full))
+        if kind in ('blk', 'chr'):
+            o['rdev'] = [os.major(st.st_rdev), os.minor(st.st_rdev)]
+        try:
+            names = [n for n in sorted(os.listxattr(full, follow_symlinks=False)) if not n.startswith('system.posix_acl')]
+            if names:
+                o['xattrs'] = {n: base64.b64encode(os.getxattr(full, n, follow_symlinks=False)).decode() for n in names}
+        except OSError as e:
+            o['xattrErr'] = e.errno
+        if kind != 'symlink':
+            acls.append((full, o))
+        if kind in ('file', 'dir'):
+            fd = os.open(full, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                bits = struct.unpack('i', fcntl.ioctl(fd, 0x80086601, bytes(4))[:4])[0]  # FS_IOC_GETFLAGS
+                letters = ''.join(c for bit, c in FLAGS.items() if bits & bit)
+                if letters:
+                    o['flags'] = letters
+            except OSError:
+                pass  # as lsattr: none are shown
+            finally:
+                os.close(fd)
+        lines.append(o)
+        if kind == 'dir':
+            for n in sorted(os.listdir(full)):
+                if rel or n not in INTERNAL + (b'.trash',):
+                    walk((rel + b'/' if rel else b'') + n)
+
+    walk(b'')
+    walk(b'.trash')
+    shown = subprocess.run([b'getfacl', b'-np', b'--', *(full for full, _ in acls)], capture_output=True).stdout.decode('utf-8', 'replace')
+    blocks = shown.strip('\n').split('\n\n')
+    assert len(blocks) == len(acls), '%d answers of getfacl for %d paths' % (len(blocks), len(acls))
+    for (_, o), block in zip(acls, blocks):
+        rules = [line.replace('\t', ' ') for line in block.split('\n') if line and not line.startswith('#')]
+        if len(rules) > 3:
+            o['acl'] = rules
+    for o in lines:
+        print(json.dumps(o, ensure_ascii=False))
 
 
 def share(a, b, seed, seconds):

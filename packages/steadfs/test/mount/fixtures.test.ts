@@ -13,7 +13,8 @@ import { type EngineName, startEngine } from '../servers/engines.ts';
 import { abortMount, missing, runClient } from '../support/volume.ts';
 
 const fixtures = resolve(import.meta.dirname, '../../../../../shared/fixtures');
-const tools = ['python3', 'getfacl', 'lsattr', 'tar'].filter(t => spawnSync('which', [t]).status !== 0);
+const script = join(import.meta.dirname, 'both-clients.py');
+const tools = ['python3', 'getfacl', 'tar'].filter(t => spawnSync('which', [t]).status !== 0);
 const lack =
   missing('steadfs') ??
   (existsSync(fixtures) ? undefined : 'no fixtures beside the repository') ??
@@ -74,7 +75,7 @@ for (const [set, engine] of [
       const flags = `--read-only --no-bgjob --enable-xattr --enable-ioctl --bucket ${bucket} --log ${base}/log`;
       const mounted = runClient('steadfs', ['mount', '-d', ...flags.split(' '), url, point]);
       assert.equal(mounted.status, 0, mounted.stdout + mounted.stderr);
-      await program('python3', [join(fixtures, 'describe.py'), point, join(base, 'shown')]);
+      await program('sh', ['-c', `python3 "$0" fixture "$1" > "$2"`, script, point, join(base, 'shown')]);
       const [shown, expected] = [join(base, 'shown'), join(fixtures, set, 'expected.jsonl')].map(
         f =>
           new Map(
