@@ -88,4 +88,6 @@ export interface Arena {
   claim(offset: number, length: number): void;
   /** Gives pages that were free for long back to the system (MADV_REMOVE). */
   trim(): void;
+  /** Set by whoever keeps in the arena what can be had again (caches): frees about that many bytes, false when there is nothing to be freed. Asked before requests are left unread. */
+  makeRoom?: (bytes: number) => boolean;
 }

@@ -259,6 +259,9 @@ export class Slots {
       if (run === undefined) {
         length = this.#need;
         run = arena.alloc(length);
+        // What is freed need not lie together: more and more of it.
+        for (let bytes = want; run === undefined && arena.makeRoom?.(bytes) === true; bytes *= 2)
+          run = arena.alloc(length);
         if (run === undefined) return false;
       }
       if (this.#runLength > 0) arena.free(this.#run, this.#runLength);

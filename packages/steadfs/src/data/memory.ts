@@ -112,5 +112,10 @@ export function createMemory(arena: Arena, ceiling: number): Memory {
       if (--run.dirty === 0) dirty -= run.length;
     },
   };
+  arena.makeRoom = bytes => {
+    const before = used;
+    memory.evictor(bytes);
+    return used < before;
+  };
   return memory;
 }

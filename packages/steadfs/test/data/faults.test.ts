@@ -4,6 +4,7 @@ import { randomBytes } from 'node:crypto';
 import fs from 'node:fs';
 import { describe, it } from 'node:test';
 import { EDQUOT } from '@steadfs/fuse/errno';
+import { Slots } from '@steadfs/fuse/slots';
 import type { FileData, Waiting } from '../../src/data/file-data.ts';
 import type { Attr } from '../../src/format/attr.ts';
 import { CHUNK_SIZE } from '../../src/format/slice.ts';
@@ -281,6 +282,26 @@ describe('file data under faults', { timeout: 60_000 }, () => {
       );
       await t.data.shutdown();
     }));
+
+  it('a cache full of small blocks gives way to the next request', () =>
+    withVolume(
+      async v => {
+        const s = v.start();
+        for (let i = 0; i < 400; i++) {
+          const ino = await v.newFile(`f${i}`);
+          await put(v, s, ino, 0, randomBytes(100 * 1024));
+          await s.data.flush(ino);
+          // The pages of a request are its own until the loop's next turn.
+          await new Promise(go => setImmediate(go));
+        }
+        assert.ok(s.data.stats().cached > 28 * MIB, `${s.data.stats().cached} bytes are cached`);
+        assert.equal(s.capsule.arena.alloc(2 * MIB), undefined);
+        const slots = new Slots(s.capsule, MIB);
+        assert.equal(slots.prepare(), true);
+        await s.data.shutdown();
+      },
+      { arena: 32 * MIB },
+    ));
 
   it('a read of which one part fails gives the memory of the others back', async () => {
     const v = await makeVolume({
