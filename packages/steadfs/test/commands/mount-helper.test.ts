@@ -97,7 +97,7 @@ test('called by the name mount.steadfs it mounts in the background', {
     const options = `_netdev,ro,metrics=,log=${volume.base}/log2`;
     const env = { ...process.env, STEADFS_NODE: process.execPath };
     const r = spawnSync(helper, [volume.meta, second, '-o', options], { encoding: 'utf8', timeout: 30_000, env });
-    assert.equal(r.status, 0, r.stderr);
+    assert.deepEqual([r.status, r.stdout, r.stderr], [0, '', '']);
     assert.equal(mountOf(second)?.type, 'fuse.steadfs');
     assert.match(spawnSync('grep', [second, '/proc/mounts'], { encoding: 'utf8' }).stdout, / ro,/);
     assert.ok(existsSync(`${volume.base}/log2`));
