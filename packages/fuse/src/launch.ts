@@ -97,16 +97,19 @@ export function createState(): number {
   return fd;
 }
 
-export function writeState(fd: number, line: string): void {
-  const memory = sys.allocate(4096);
-  const bytes = Buffer.from(`${line.replaceAll('\n', ' ').slice(0, 1000)}\n`);
+/** `details`: a second line, for readers that know it. */
+export function writeState(fd: number, line: string, details = ''): void {
+  const memory = sys.allocate(8192);
+  const bytes = Buffer.from(`${line.replaceAll('\n', ' ').slice(0, 1000)}\n${details}\n`);
+  if (bytes.length > memory.bytes.length) throw new RangeError(`a state of ${bytes.length} bytes`);
   memory.bytes.set(bytes);
   sys.pwrite(fd, memory.address, bytes.length, 0);
   sys.unmap(memory);
 }
 
-export function readState(path: string): string {
-  return readFileSync(path, 'utf8').split('\n', 1)[0]!;
+export function readState(path: string): { line: string; details: string } {
+  const [line = '', details = ''] = readFileSync(path, 'utf8').split('\n', 2);
+  return { line, details };
 }
 
 /** Where private directories of mounts are: /run/steadfs, or the user's own. Made with mode 0700 and checked, because a place below /tmp could be someone else's. */

@@ -129,6 +129,15 @@ export interface MountState {
   launch?: Launch;
   /** Requests that wait for an answer (fusectl), when it can be read. */
   waiting?: number;
+  /** What the service says keeps requests waiting; absent when nothing does. */
+  troubles?: Trouble[];
+}
+
+export interface Trouble {
+  what: string;
+  /** Milliseconds since 1970. */
+  since: number;
+  message: string;
 }
 
 /** Before the commit: nothing may be changed yet, an old service may still be serving. */
@@ -148,6 +157,8 @@ export interface Start {
   why: Takeover['why'];
   /** Says that requests are being answered: ends the pause, tells starter and systemd. */
   serving(carriedOver?: Record<string, number>): void;
+  /** What keeps requests waiting at the moment, for {@link MountState}; at most the first eight are kept. */
+  troubled(list: readonly Trouble[]): void;
 }
 
 export interface ServiceSettings<Warm> {

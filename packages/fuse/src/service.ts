@@ -71,6 +71,7 @@ import type {
   Started,
   StartSettings,
   Takeover,
+  Trouble,
 } from './service-types.ts';
 import { CONNECTION_SECTIONS } from './slots.ts';
 import * as sys from './sys.ts';
@@ -593,6 +594,7 @@ async function adoptAndServe<Warm>(
     }
   };
 
+  let troubles = '';
   const serving = (carriedOver: Record<string, number> = {}): void => {
     if (progress.served) return;
     progress.served = true;
@@ -607,7 +609,7 @@ async function adoptAndServe<Warm>(
     record.takeovers = [...record.takeovers, takeover].slice(-KEPT_TAKEOVERS);
     save();
     faultPoint('adopt.before-serving', mode);
-    writeState(FD_STATE, 'serving');
+    writeState(FD_STATE, 'serving', troubles);
     phase('serving');
     faultPoint('adopt.serving', mode);
     setImmediate(() => {
@@ -622,9 +624,13 @@ async function adoptAndServe<Warm>(
       log('debug', `start, ms: ${phases(pauseFrom - performance.timeOrigin)}`);
     });
   };
+  const troubled = (list: readonly Trouble[]): void => {
+    troubles = JSON.stringify(list.slice(0, 8).map(t => ({ ...t, message: t.message.slice(0, 300) })));
+    if (progress.served) writeState(FD_STATE, 'serving', troubles);
+  };
   const late = setTimeout(settle, 1000);
   late.unref();
-  await settings.serve({ fd: FD_FUSE, capsule, launch, why, serving }, warm);
+  await settings.serve({ fd: FD_FUSE, capsule, launch, why, serving, troubled }, warm);
   faultPoint('end.served');
 
   // --- The mount has ended
@@ -774,7 +780,9 @@ export async function mountState(mountPoint: string): Promise<MountState | undef
   if (service) state.service = { pid: service.pid, version: service.launch.version };
   if (keeper && !source_.launch.systemd) state.keeper = { pid: keeper.pid };
   try {
-    const line = readState(`/proc/${source_.pid}/fd/${FD_STATE}`);
+    const { line, details } = readState(`/proc/${source_.pid}/fd/${FD_STATE}`);
+    const troubles = service && details.startsWith('[') ? (JSON.parse(details) as Trouble[]) : [];
+    if (troubles.length > 0) state.troubles = troubles;
     if (line.startsWith('waiting')) {
       state.state = 'waiting';
       state.message = line.slice('waiting: '.length);

@@ -28,6 +28,7 @@ import { type LogHandle, startLog } from '../observe/log.ts';
 import { meteredStore } from '../observe/metered-store.ts';
 import { addProcessGauges, Metrics } from '../observe/metrics.ts';
 import { releaseCode } from '../observe/resident.ts';
+import { createTroubles, type Trouble, type Troubles } from '../observe/troubles.ts';
 import { CLIENT_VERSION, VERSION } from '../version.ts';
 import { Counters } from '../vfs/counters.ts';
 import { openSession, SESSION_BLOB } from '../vfs/session.ts';
@@ -51,6 +52,9 @@ interface Warm {
   /** What the engine tells; the handlers that need the file system are put in when there is one. */
   events: EngineEvents;
   info: SessionInfo;
+  troubles: Troubles;
+  /** Where troubles are shown, once there is a mount to show them of. */
+  show: { troubles(list: readonly Trouble[]): void };
 }
 
 interface Assembled {
@@ -96,6 +100,8 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
           log.error(`unmounting failed: ${messageOf(error)}`),
         );
       };
+      warm.show.troubles = start.troubled;
+      start.troubled(warm.troubles.list);
       events.volumeLost = leave;
       events.sessionLost = reason => log.error(`the session is lost: ${reason}. What is written now fails`);
       events.changed = vfs.events.changed;
@@ -173,6 +179,7 @@ async function assemble(warm: Warm, capsule: Capsule, mountPoint: string, log: L
     downloadLimit: bytesPerSecond(options.downloadLimit || format.DownloadLimit || 0),
     maxDeletes: options.maxDeletes,
     warn: message => log.warn(message),
+    trouble: warm.troubles.set,
     outcomesUnknown: lost,
   });
   addDataGauges(metrics, data);
@@ -226,8 +233,10 @@ async function prepare(
     formatChanged() {},
     volumeLost: reason => log.error(reason),
     changed() {},
-    trouble: message => (message ? log.warn(`database: ${message}`) : log.info('the database can be reached again')),
+    trouble: message => troubles.set('database', message && withoutSecrets(message, options.metaUrl)),
   };
+  const show: Warm['show'] = { troubles() {} };
+  const troubles = createTroubles(log, list => show.troubles(list));
   const { mount } = options;
   let engine: MetaEngine;
   try {
@@ -252,7 +261,7 @@ async function prepare(
     throw new Failure(`${engine.name} holds another volume now (${format.Name}, ${format.UUID})`);
   if (options.bucket) format.Bucket = options.bucket;
   const store = await openVolumeStore(format);
-  return { options, engine, store, format, events, info: sessionInfo(mountPoint, created) };
+  return { options, engine, store, format, events, troubles, show, info: sessionInfo(mountPoint, created) };
 }
 
 /**

@@ -56,6 +56,9 @@ function shownMount({ launch, ...state }: MountState): Record<string, unknown> {
   return {
     ...state,
     ...(launch ? { created: new Date(launch.created).toISOString(), log: launch.log } : {}),
+    ...(state.troubles
+      ? { troubles: state.troubles.map(t => ({ ...t, since: new Date(t.since).toISOString() })) }
+      : {}),
     takeovers: state.takeovers.map(t => ({ ...t, when: new Date(t.when).toISOString() })),
   };
 }

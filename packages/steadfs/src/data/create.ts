@@ -45,6 +45,8 @@ export interface FileDataOptions {
   /** ms without use after which a cached block is dropped. */
   cacheIdle?: number;
   warn?(message: string): void;
+  /** What reads or writes wait for; undefined: nothing any more. */
+  trouble?(what: 'reads' | 'writes', message: string | undefined): void;
   /** The session is a new one in an adopted capsule: what was committed before is not known by op records (see writer.ts). */
   outcomesUnknown?: boolean;
   /** Attributes as a slice commit stored them. */
@@ -91,6 +93,7 @@ export function createFileData(options: FileDataOptions): FileData {
     lists,
     layout,
     warn,
+    trouble: message => options.trouble?.('writes', message),
     outcomesUnknown: options.outcomesUnknown ?? false,
     syncObjects: keys => store.sync(keys),
     syncStore: async () => store.syncAll?.(),
@@ -110,6 +113,8 @@ export function createFileData(options: FileDataOptions): FileData {
     layout,
     writer,
     warn,
+    storeAway: message => options.trouble?.('reads', message),
+    storeBack: () => options.trouble?.('reads', undefined),
     ioRetries: options.ioRetries ?? 10,
     maxReadahead: options.maxReadahead && options.maxReadahead > 0 ? options.maxReadahead : 8 * layout.blockSize,
     prefetch: options.prefetch ?? 1,

@@ -58,6 +58,10 @@ export interface ReaderOptions {
   /** Whole blocks read at a time because parts of them were wanted. */
   prefetch: number;
   warn(message: string): void;
+  /** A read waits for the store. */
+  storeAway(message: string): void;
+  /** One was answered by it. */
+  storeBack(): void;
   /** A chunk was read whose list has this many records. */
   sawRecords(ino: Ino, index: number, records: number): void;
 }
@@ -307,7 +311,9 @@ export function createReader(options: ReaderOptions): Reader {
           () => {},
         );
         try {
-          return await patiently(settled, waiting);
+          const out = await patiently(settled, waiting);
+          if (failures > 0) options.storeBack();
+          return out;
         } catch (error) {
           abandoned = true;
           throw error;
@@ -344,6 +350,13 @@ export function createReader(options: ReaderOptions): Reader {
       if (JSON.stringify(list.records) !== before[index - first]) changed = true;
     }
     if (changed) return failures;
+    if (error.away) {
+      // The store will be back: the reader waits as writers do.
+      options.storeAway(error.message);
+      waiting.park();
+      await patiently(sleep(Math.min(5000, 50 * 2 ** Math.min(failures, 10)) * (0.75 + Math.random() / 2)), waiting);
+      return failures;
+    }
     // The same list: an object that is missing or too short stays so; two more looks, for stores that are behind.
     const hopeless = error.kind === 'not-found' || error.kind === 'io' ? 3 : 0;
     if (

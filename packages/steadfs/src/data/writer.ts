@@ -143,6 +143,8 @@ export interface WriterOptions {
   syncStore(): Promise<void>;
   deleteObject(key: string): Promise<void>;
   warn(message: string): void;
+  /** What uploads and commits wait for; undefined: nothing any more. */
+  trouble(message: string | undefined): void;
   /** After a commit: attributes as stored, and the raw records that the chunk has now. */
   committed(ino: Ino, index: number, result: WriteResult): void;
   /**
@@ -841,15 +843,14 @@ export function createWriter(options: WriterOptions): Writer {
   }
 
   function failing(message: string): void {
-    if (trouble === undefined) {
-      trouble = { since: Date.now(), message };
-      options.warn(`writes wait: ${message}`);
-    } else trouble.message = message;
+    if (trouble === undefined) trouble = { since: Date.now(), message };
+    else trouble.message = message;
+    options.trouble(message);
   }
   function recovered(): void {
     if (trouble === undefined) return;
-    options.warn(`writes go on after ${Math.round((Date.now() - trouble.since) / 1000)} s`);
     trouble = undefined;
+    options.trouble(undefined);
   }
 
   // ── commit ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -51,6 +51,8 @@ interface Call {
 /** Parts of a multipart upload; single PUTs up to PART_FROM. */
 const PART_SIZE = 16 * 1024 * 1024;
 const PART_FROM = 64 * 1024 * 1024;
+/** Second GETs under way at once: each has a buffer outside of the mount's ceiling, and a store that is slow as a whole gets no faster by them. */
+const HEDGES_MAX = 4;
 const ERROR_BODY_MAX = 64 * 1024;
 const LIST_BODY_MAX = 16 * 1024 * 1024;
 
@@ -158,7 +160,7 @@ export function createS3Store(options: S3Options): ObjectStore {
             response.body = Buffer.concat(chunks);
             const announced = response.headers['content-length'];
             if (direct && announced !== undefined && Number(announced) !== response.length) {
-              reject(new StoreError('io', `${name}${call.key}: ${response.length} of ${announced} bytes arrived`));
+              reject(new StoreError('away', `${name}${call.key}: ${response.length} of ${announced} bytes arrived`));
             } else resolve(response);
           },
           onResponseError(_controller, error) {
@@ -169,7 +171,7 @@ export function createS3Store(options: S3Options): ObjectStore {
             else
               reject(
                 new StoreError(
-                  /timeout/i.test(error.message) ? 'timeout' : 'io',
+                  /timeout/i.test(error.message) ? 'timeout' : 'away',
                   `${call.method} ${name}${call.key}: ${error.message}`,
                   error,
                 ),
@@ -205,6 +207,7 @@ export function createS3Store(options: S3Options): ObjectStore {
     return new StoreError(kindOf(response.status, code), what);
   }
 
+  let hedges = 0;
   const store: ObjectStore = {
     toString: () => name,
     limits: { rangeGet: true },
@@ -357,9 +360,25 @@ export function createS3Store(options: S3Options): ObjectStore {
       }),
     ]);
     clearTimeout(timer);
-    if (!late) return await first;
+    if (!late || hedges >= HEDGES_MAX) return await first;
+    hedges++;
+    try {
+      return await race(call, first, stop, linked(1));
+    } finally {
+      hedges--;
+    }
+  }
+
+  /** The GET that is under way against a second one. */
+  async function race(
+    call: Call,
+    first: Promise<Response>,
+    stop: readonly [AbortController, AbortController],
+    signal: AbortSignal,
+  ): Promise<Response> {
+    const target = call.target!;
     const buffer = Buffer.allocUnsafe(target.length);
-    const second = request({ ...call, target: buffer, signal: linked(1) });
+    const second = request({ ...call, target: buffer, signal });
     second.catch(() => {});
     const [winner, response] = await Promise.any([
       first.then(r => [0, r] as const),
@@ -421,7 +440,7 @@ function kindOf(status: number, code: string): StoreErrorKind {
   if (status === 429 || status === 503 || code === 'SlowDown' || code === 'RequestLimitExceeded') return 'throttled';
   if (status === 408 || status === 504 || code === 'RequestTimeout') return 'timeout';
   if (status === 507 || code === 'QuotaExceeded' || code === 'XMinioStorageFull') return 'no-space';
-  return status >= 500 ? 'io' : 'invalid';
+  return status >= 500 ? 'away' : 'invalid';
 }
 
 /** The text of the first <tag>, entities decoded. */

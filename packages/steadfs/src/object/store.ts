@@ -62,17 +62,22 @@ export type StoreErrorKind =
   | 'timeout'
   | 'too-large'
   | 'invalid'
+  /** The store cannot be reached, or says that it cannot serve now: whoever waits for it goes on waiting. */
+  | 'away'
   | 'io';
 
 export class StoreError extends Error {
   readonly kind: StoreErrorKind;
   /** Whether the same call may succeed later. */
   readonly retry: boolean;
+  /** The store's fault of the moment, not the object's. */
+  readonly away: boolean;
 
   constructor(kind: StoreErrorKind, message: string, cause?: unknown) {
     super(message, cause === undefined ? undefined : { cause });
     this.name = 'StoreError';
     this.kind = kind;
-    this.retry = kind === 'throttled' || kind === 'timeout' || kind === 'io' || kind === 'no-space';
+    this.away = kind === 'away' || kind === 'throttled' || kind === 'timeout';
+    this.retry = this.away || kind === 'io' || kind === 'no-space';
   }
 }

@@ -182,6 +182,8 @@ export interface FaultOptions {
   /** Faults; each drawn from `only`, or every one in turn. */
   count: number;
   only?: readonly string[];
+  /** Drawn by lot from all. */
+  random?: boolean;
   programs?: readonly string[];
   /** ms that lasting faults last at most. */
   ms: number;
@@ -225,9 +227,9 @@ export async function faultRun(options: FaultOptions): Promise<FaultReport | Mis
         '--buffer-size',
         `${BUFFER_MIB}M`,
         '--put-timeout',
-        '3s',
+        '10s',
         '--get-timeout',
-        '3s',
+        '10s',
         ...(options.mount ?? []),
       ],
       network,
@@ -235,7 +237,7 @@ export async function faultRun(options: FaultOptions): Promise<FaultReport | Mis
         volume = v;
       },
       async action(random, index) {
-        const name = options.only ? random.pick(names) : names[index % names.length]!;
+        const name = options.only || options.random ? random.pick(names) : names[index % names.length]!;
         happened[name] = (happened[name] ?? 0) + 1;
         const ms = Math.round(options.ms / 2) + random.below(Math.round(options.ms / 2));
         options.log?.(`fault ${index}: ${name}, ${ms} ms`);

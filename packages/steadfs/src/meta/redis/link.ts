@@ -33,6 +33,9 @@ export interface LinkEvents {
   trouble(message: string | undefined): void;
 }
 
+/** Requests without any answer are worth a word after this time, milliseconds. */
+const STALL_MS = 3000;
+
 /** Answers of a server that will be able to serve later, or of one that is no longer the right one. */
 const LATER = new Set([
   'LOADING',
@@ -73,6 +76,8 @@ class Wire {
   /** TCP and Unix sockets; with TLS the stream is not ours to read. */
   readonly #plain: boolean;
   lastReply = performance.now();
+  /** Since when requests have waited without any byte from the server. */
+  silentSince = 0;
   onReply: (request: Request, reply: Reply) => void = (q, r) => q.done(r);
   onPush: (items: Reply[]) => void = () => {};
   onClose: (unanswered: Request[], why: string) => void = (unanswered, why) => {
@@ -106,7 +111,7 @@ class Wire {
   }
 
   feed(chunk: Uint8Array): void {
-    this.lastReply = performance.now();
+    this.lastReply = this.silentSince = performance.now();
     this.#feeding = true;
     try {
       this.#parser.feed(chunk);
@@ -143,6 +148,7 @@ class Wire {
       queueMicrotask(() => this.onClose([q], 'closed'));
       return;
     }
+    if (this.#waiting.length === 0) this.silentSince = performance.now();
     this.#waiting.push(q);
     this.#writer.request(q.args);
     if (this.#writer.length > 1 << 18) this.#flush();
@@ -272,6 +278,8 @@ export class Link {
   #watch: NodeJS.Timeout | undefined;
   #troubled = false;
   #delayed = 0;
+  /** Connections in a row whose server sent us away. */
+  #turns = 0;
   cluster = false;
   /** Invalidation pushes come on this connection. */
   tracking = false;
@@ -339,8 +347,12 @@ export class Link {
       this.#watch = undefined;
       const w = this.#wire;
       if (w === undefined || w.outstanding === 0) return;
-      if (performance.now() - w.lastReply > this.#url.readTimeoutMs + every) w.close('no reply in time');
-      else this.#arm();
+      const silence = performance.now() - w.silentSince;
+      if (silence > this.#url.readTimeoutMs + every) w.close('no reply in time');
+      else {
+        if (silence > STALL_MS) this.#trouble(`no answer for ${Math.round(silence / 1000)} s`);
+        this.#arm();
+      }
     }, every);
     this.#watch.unref();
   }
@@ -478,7 +490,8 @@ export class Link {
       if (REDIAL.has(r.kind)) {
         // Another server is the right one now, or this one will be again: look, and send it there.
         this.#backlog.push(q);
-        this.#wire?.close(r.kind);
+        this.#turns++;
+        this.#wire?.close(r.message);
         return;
       }
       this.#delayed++;
@@ -488,6 +501,7 @@ export class Link {
       }, this.#backoff(q.attempts));
       return;
     }
+    this.#turns = 0;
     if (this.#troubled && this.#delayed === 0) this.#calm();
     q.done(r);
   }
@@ -516,7 +530,8 @@ export class Link {
     if (this.#dialling) return;
     this.#dialling = true;
     let reason = why;
-    for (let attempt = 0; !this.#closed; attempt++) {
+    // At once the first time; a server that goes on sending us away is asked as seldom as one that is not there.
+    for (let attempt = Math.max(0, this.#turns - 1); !this.#closed; attempt++) {
       if (attempt > 0) {
         this.#trouble(`no connection: ${reason}`);
         if (!this.patient && attempt > this.#retries) {

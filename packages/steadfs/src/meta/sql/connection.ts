@@ -3,6 +3,7 @@
  * with `?` for parameters; 64-bit integers come back as bigint, bytes as Buffer.
  */
 import { readFileSync } from 'node:fs';
+import type { Socket } from 'node:net';
 import mysql from 'mysql2/promise';
 import pg from 'pg';
 import type { MysqlUrl, PostgresUrl } from './url.ts';
@@ -24,7 +25,49 @@ export interface SqlPool {
   readonly display: string;
   /** Runs `work` with a connection of its own; a connection that failed is thrown away. */
   use<T>(work: (connection: SqlConnection) => Promise<T>): Promise<T>;
+  /** Called each second while a statement has waited longer than STALL_MS, with that time. */
+  stalled?: (ms: number) => void;
   close(): Promise<void>;
+}
+
+/** A statement without answer is worth a word after this time, milliseconds. */
+const STALL_MS = 3000;
+/**
+ * A connection whose statement has no answer after this time is given up: its route may be gone, and TCP would need a quarter of an hour to say so. The statement
+ * may be under way all the same; its twin waits for it at the op record's row.
+ */
+const SILENCE_MS = 30_000;
+
+/** Watches statements under way; `kill` breaks the connection, so that the statement fails. */
+function createWatch(pool: () => SqlPool): <T>(statement: Promise<T>, kill: () => void) => Promise<T> {
+  const under = new Set<{ since: number; kill: () => void }>();
+  let timer: NodeJS.Timeout | undefined;
+  const look = (): void => {
+    const now = performance.now();
+    let oldest = 0;
+    for (const s of under) {
+      oldest = Math.max(oldest, now - s.since);
+      if (now - s.since > SILENCE_MS) s.kill();
+    }
+    if (oldest > STALL_MS) pool().stalled?.(oldest);
+    if (under.size === 0) {
+      clearInterval(timer);
+      timer = undefined;
+    }
+  };
+  return async (statement, kill) => {
+    const entry = { since: performance.now(), kill };
+    under.add(entry);
+    if (timer === undefined) {
+      timer = setInterval(look, 1000);
+      timer.unref();
+    }
+    try {
+      return await statement;
+    } finally {
+      under.delete(entry);
+    }
+  };
 }
 
 /** What a failed statement means for the transaction. */
@@ -52,6 +95,7 @@ export function openPostgres(url: PostgresUrl): SqlPool {
     idleTimeoutMillis: url.idleSeconds * 1000,
     connectionTimeoutMillis: 10_000,
     keepAlive: true,
+    keepAliveInitialDelayMillis: 10_000,
     application_name: 'steadfs',
     ssl: postgresTls(url),
     types: {
@@ -82,12 +126,17 @@ export function openPostgres(url: PostgresUrl): SqlPool {
     params.map(p =>
       typeof p === 'bigint' ? p.toString() : p instanceof Uint8Array && !Buffer.isBuffer(p) ? Buffer.from(p) : p,
     );
-  return {
+  const silent = new Error('connection terminated: no answer in time');
+  const watched = createWatch(() => self);
+  const self: SqlPool = {
     kind: 'postgres',
     display: url.display,
     async use(work) {
       const client = await pool.connect();
       let broken = false;
+      const kill = (): void => {
+        (client as unknown as { connection: { stream: Socket } }).connection.stream.destroy(silent);
+      };
       try {
         if (!ready.has(client)) {
           if (url.schema !== undefined) await client.query(`set search_path to ${pg.escapeIdentifier(url.schema)}`);
@@ -95,11 +144,11 @@ export function openPostgres(url: PostgresUrl): SqlPool {
         }
         return await work({
           async all(sql, params) {
-            return (await client.query({ ...prepared(sql), values: values(params), rowMode: 'array' }))
-              .rows as SqlRow[];
+            const query = client.query({ ...prepared(sql), values: values(params), rowMode: 'array' });
+            return (await watched(query, kill)).rows as SqlRow[];
           },
           async run(sql, params) {
-            return (await client.query({ ...prepared(sql), values: values(params) })).rowCount ?? 0;
+            return (await watched(client.query({ ...prepared(sql), values: values(params) }), kill)).rowCount ?? 0;
           },
         });
       } catch (e) {
@@ -111,6 +160,7 @@ export function openPostgres(url: PostgresUrl): SqlPool {
     },
     close: () => pool.end(),
   };
+  return self;
 }
 
 function postgresTls(url: PostgresUrl): false | Record<string, unknown> {
@@ -148,12 +198,16 @@ export function openMysql(url: MysqlUrl): SqlPool {
     params.map(p =>
       typeof p === 'bigint' ? p.toString() : p instanceof Uint8Array && !Buffer.isBuffer(p) ? Buffer.from(p) : p,
     );
-  return {
+  const watched = createWatch(() => self);
+  const self: SqlPool = {
     kind: 'mysql',
     display: url.display,
     async use(work) {
       const connection = await pool.getConnection();
       let broken = false;
+      const kill = (): void => {
+        (connection.connection as unknown as { stream: Socket }).stream.destroy();
+      };
       try {
         const raw = connection.connection as unknown as object;
         if (!ready.has(raw)) {
@@ -163,11 +217,11 @@ export function openMysql(url: MysqlUrl): SqlPool {
         }
         return await work({
           async all(sql, params) {
-            const [rows] = await connection.execute(sql, values(params));
+            const [rows] = await watched(connection.execute(sql, values(params)), kill);
             return (Array.isArray(rows) ? rows : []) as unknown as SqlRow[];
           },
           async run(sql, params) {
-            const [result] = await connection.execute(sql, values(params));
+            const [result] = await watched(connection.execute(sql, values(params)), kill);
             return (result as { affectedRows?: number }).affectedRows ?? 0;
           },
         });
@@ -181,6 +235,7 @@ export function openMysql(url: MysqlUrl): SqlPool {
     },
     close: () => pool.end(),
   };
+  return self;
 }
 
 /** Classes of database errors (PostgreSQL: SQLSTATE; MySQL: error numbers; both: errors of the socket). */
@@ -189,21 +244,23 @@ export function failureOf(kind: SqlKind, e: unknown): SqlFailure {
   const { code, errno, message } = e as { code?: unknown; errno?: unknown; message?: unknown };
   const text = String(message ?? '').toLowerCase();
   if (kind === 'postgres' && typeof code === 'string' && /^[0-9A-Z]{5}$/.test(code)) {
-    if (code === '40001' || code === '40P01' || code === '55P03' || code === '25P02') return 'retry';
+    // Among them a statement that the server's own time limit ended.
+    if (['40001', '40P01', '55P03', '25P02', '57014'].includes(code)) return 'retry';
     if (code === '23505') return 'duplicate';
     if (code === '53100' || code === '53200') return 'no-space';
     if (code === '25006') return 'read-only';
     if (code === '42501' || code.startsWith('28')) return 'denied';
-    if (code.startsWith('08') || code.startsWith('57P') || code === '53300') return 'lost';
+    if (code.startsWith('08') || code.startsWith('57P') || code === '53300' || code === '25P03') return 'lost';
     return 'other';
   }
   if (kind === 'mysql' && typeof errno === 'number' && errno >= 1000) {
-    if ([1205, 1213, 1020, 3572].includes(errno)) return 'retry';
+    if ([1205, 1213, 1020, 3572, 1969, 3024].includes(errno)) return 'retry';
     if (errno === 1062) return 'duplicate';
     if ([1021, 1114, 1041, 3675].includes(errno)) return 'no-space';
     if ([1290, 1792, 1836].includes(errno)) return 'read-only';
     if ([1044, 1045, 1142, 1227, 1370].includes(errno)) return 'denied';
-    if ([1040, 1053, 1129, 1152, 1158, 1159, 1160, 1161, 1203, 1226, 1927, 2006, 2013].includes(errno)) return 'lost';
+    if ([1040, 1053, 1129, 1152, 1158, 1159, 1160, 1161, 1203, 1226, 1927, 2006, 2013, 4031].includes(errno))
+      return 'lost';
     return 'other';
   }
   if (typeof code === 'string' && /^(ECONN|EPIPE|ETIMEDOUT|EHOST|ENET|PROTOCOL_|ENOTFOUND|EAI_)/.test(code))

@@ -126,6 +126,13 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     options.events.trouble(undefined);
   }
 
+  pool.stalled = ms => {
+    if (volume.sid === 0) return;
+    troubleSince ||= Date.now() - ms;
+    troubled = true;
+    options.events.trouble(`${pool.display} has not answered for ${Math.round(ms / 1000)} s`);
+  };
+
   async function outage(e: unknown, attempt: number): Promise<void> {
     troubleSince ||= Date.now();
     if (!troubled && Date.now() - troubleSince > TROUBLE_AFTER) {
