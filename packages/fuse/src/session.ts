@@ -84,6 +84,7 @@ import {
   E2BIG,
   EBUSY,
   EFBIG,
+  EINTR,
   EINVAL,
   EIO,
   ENOTDIR,
@@ -281,6 +282,11 @@ export interface Session {
   stopReading(): void;
   /** After stopReading: the take-over was called off. */
   resumeReading(): void;
+  /**
+   * Something outside does not answer: from now on a request that has waited `ms` longer ends with EIO, except for those that wait by their nature (blocked locks,
+   * Context.endless). Undefined: all is well again, no limit. What the request has asked for may still take effect, once.
+   */
+  limit(ms: number | undefined): void;
   /** Settles after the mount is gone and `fileSystem.destroy` is done. */
   readonly done: Promise<void>;
 }
@@ -292,6 +298,13 @@ export function serve(options: ServeOptions): Session {
 // --- Requests -----------------------------------------------------------------------------------------------------
 
 const NO_BYTES = new Uint8Array(0);
+
+/** Requests whose callers are being killed, or that wait too long, are looked for this often, ms. */
+const LOOK_MS = 100;
+/** Nobody waits for these, or nothing can be done without them. */
+const STAYS: ReadonlySet<number> = new Set([OP.INIT, OP.DESTROY, OP.RELEASE, OP.RELEASEDIR, OP.WRITE]);
+/** No limit of time. */
+const ENDLESS: ReadonlySet<number> = new Set([OP.INIT, OP.DESTROY, OP.RELEASE, OP.RELEASEDIR, OP.SETLKW, OP.POLL]);
 
 /** A request and its {@link Context}. The bytes are where slots.ts put them; everything that outlives the dispatch is copied. */
 class Request implements Context, Interrupt {
@@ -314,6 +327,12 @@ class Request implements Context, Interrupt {
   replay = false;
   fired = false;
   answered = false;
+  /** Answered while the file system is still at it. */
+  abandoned = false;
+  expired = false;
+  endless = false;
+  /** When it was first seen waiting under a limit, ms. */
+  seen: number | undefined;
   /** The spill belongs to the file system. */
   dataTaken = false;
   /** Bytes that the caller has room for (READ, READDIR, xattrs). */
@@ -389,10 +408,16 @@ class Request implements Context, Interrupt {
     return this.server.ended || (this.pid !== 0 && isDying(this.pid));
   }
 
+  expire(): void {
+    this.expired = true;
+    this.fire();
+  }
+
   park(): void {
     if (this.slot >= 0 && !this.answered) this.server.park(this);
   }
   unpark(): Promise<Op> {
+    if (this.abandoned) return Promise.reject(EINTR);
     return this.slot >= 0 ? Promise.resolve(this.op) : this.server.unpark(this);
   }
 }
@@ -875,7 +900,14 @@ class Server implements Session, Receiver {
   #queue: number[] = [];
   #queueHead = 0;
   /** Parked requests that want a slot again. */
-  #returning: { request: Request; resolve: (op: Op) => void }[] = [];
+  #returning: { request: Request; resolve: (op: Op) => void; reject: (error: Errno) => void }[] = [];
+  /** Of them, those that were answered before they were handed out. */
+  readonly #skipped = new Map<number, number>();
+  /** Interrupted ones of the queue, and since when those of the queue are seen waiting under a limit. */
+  readonly #queueInterrupted = new Set<number>();
+  readonly #queueSeen = new Map<number, number>();
+  #limit: number | undefined;
+  #look: NodeJS.Timeout | undefined;
   #forgetting = false;
   /** A landed request finds neither slot nor parked record. */
   #stuck = false;
@@ -1177,7 +1209,136 @@ class Server implements Session, Receiver {
     this.slots.setFlag(found.from, found.index, INTERRUPTED);
     faultPoint('interrupt.noted');
     const request = found.from === this.slots.slots ? this.#requests[found.index] : this.#parked.get(found.index);
+    if (request === undefined && found.from === this.slots.parked) this.#queueInterrupted.add(found.index);
     request?.fire();
+    this.#armLook();
+  }
+
+  // --- Ending waits -------------------------------------------------------------------------------------------------
+
+  limit(ms: number | undefined): void {
+    if (ms === undefined) {
+      for (const request of this.#requests) if (request) request.seen = undefined;
+      for (const request of this.#parked.values()) request.seen = undefined;
+      this.#queueSeen.clear();
+    }
+    this.#limit = ms;
+    if (ms !== undefined) this.#armLook();
+  }
+
+  #armLook(): void {
+    if (this.#look !== undefined || this.ended) return;
+    this.#look = setTimeout(() => {
+      this.#look = undefined;
+      this.#lookAtWaits();
+    }, LOOK_MS);
+    this.#look.unref();
+  }
+
+  /**
+   * Answers requests whose caller is being killed, and those that have waited too long, in the file system's place: nothing that it waits for need know
+   * of interrupts. The kernel does not let a process go before its request is answered.
+   */
+  #lookAtWaits(): void {
+    const now = performance.now();
+    const limit = this.#limit;
+    let again = limit !== undefined;
+    for (const requests of [this.#requests, [...this.#parked.values()]])
+      for (const request of requests) {
+        if (request === undefined || request.answered) continue;
+        const { opcode } = request;
+        if (request.fired && !STAYS.has(opcode)) {
+          again = true;
+          if (request.callerIsDying()) {
+            this.#abandon(request, EINTR);
+            continue;
+          }
+        }
+        if (limit === undefined || request.endless || ENDLESS.has(opcode)) continue;
+        request.seen ??= now;
+        if (now - request.seen < limit) continue;
+        // Only its own code knows whether the data of a WRITE was taken.
+        if (opcode === OP.WRITE) request.expire();
+        else
+          this.#abandon(
+            request,
+            EIO.because(`${opcodeName[opcode]} has waited ${Math.round(limit / 1000)} s: given up`),
+          );
+      }
+    const { parked } = this.slots;
+    for (let i = this.#queueHead; i < this.#queue.length; i++) {
+      const p = this.#queue[i]!;
+      if (this.#skipped.has(p)) continue;
+      if (this.#queueInterrupted.has(p)) {
+        again = true;
+        if (isDying(this.slots.pidOf(parked, p))) {
+          this.#skip(p, EINTR.errno);
+          continue;
+        }
+      }
+      if (limit === undefined || STAYS.has(this.slots.opcodeOf(parked, p))) continue;
+      const since = this.#queueSeen.get(p) ?? now;
+      this.#queueSeen.set(p, since);
+      if (now - since >= limit) this.#skip(p, EIO.errno);
+    }
+    if (again) this.#armLook();
+  }
+
+  /** Answers a parked request that was not handed out. */
+  #skip(p: number, errno: number): void {
+    const { slots } = this;
+    const { parked } = slots;
+    const { view, address } = this.device.staging;
+    const spill = slots.spill(parked, p);
+    this.#header(view, 0, OUT_HEADER, errno, slots.uniqueLo(parked, p), slots.uniqueHi(parked, p));
+    slots.appliedParked(p, errno, 0, view);
+    this.device.write(address, OUT_HEADER);
+    if (spill) slots.arena.free(spill.offset, spill.length);
+    this.#parkedIds.delete(this.#idOf(parked, p));
+    this.#replayed.delete(p);
+    this.#forgetQueued(p);
+    // The record can be taken again before its old place in the queue comes up.
+    this.#skipped.set(p, (this.#skipped.get(p) ?? 0) + 1);
+    slots.freeParked(p);
+    this.#answered++;
+    this.#failed++;
+    this.device.answered();
+  }
+
+  #forgetQueued(p: number): void {
+    this.#queueInterrupted.delete(p);
+    this.#queueSeen.delete(p);
+  }
+
+  #abandon(request: Request, error: Errno): void {
+    // Data on pages of its own may be read at any time.
+    if (request.spill >= 0 && !request.dataTaken) return;
+    request.abandoned = true;
+    (request.op as { over?: boolean }).over = true;
+    this.#returning = this.#returning.filter(r => {
+      if (r.request === request) r.reject(error);
+      return r.request !== request;
+    });
+    this.#fail(request, error);
+  }
+
+  /** The file system has come to an end with a request that was answered before. */
+  #late(request: Request, value: unknown): void {
+    if (request.memory) this.device.release(request.memory);
+    if (request.opcode === OP.READ) {
+      this.#fs.readDone?.(value as ReadOut);
+      return;
+    }
+    if (typeof value !== 'object' || value === null) return;
+    const { nodeid, fh } = value as { nodeid?: number; fh?: number };
+    if (nodeid !== undefined && nodeid !== 0) this.#fs.forget?.(nodeid, 1);
+    if (fh === undefined) return;
+    const ended =
+      request.opcode === OP.OPENDIR
+        ? this.#fs.releasedir?.(request, request.nodeid, fh)
+        : this.#fs.release?.(request, nodeid ?? request.nodeid, fh, 0, 0n, false);
+    if (isPromise(ended))
+      ended.catch((error: unknown) => this.#log('warn', 'closing what was opened too late failed', error));
   }
 
   #dispatch(k: number, replay: boolean): void {
@@ -1262,8 +1423,8 @@ class Server implements Session, Receiver {
 
   unpark(request: Request): Promise<Op> {
     if (request.answered) return Promise.reject(EBUSY.because('unpark after the answer'));
-    return new Promise(resolve => {
-      this.#returning.push({ request, resolve });
+    return new Promise((resolve, reject) => {
+      this.#returning.push({ request, resolve, reject });
       this.#pump();
     });
   }
@@ -1290,13 +1451,21 @@ class Server implements Session, Receiver {
       resolve(request.op);
     }
     while (this.#queueHead < this.#queue.length) {
-      const k = this.slots.acquire(false);
-      if (k < 0) return;
-      const p = this.#queue[this.#queueHead++]!;
+      const p = this.#queue[this.#queueHead]!;
+      const skips = this.#skipped.get(p) ?? 0;
+      const k = skips > 0 ? -1 : this.slots.acquire(false);
+      if (skips === 0 && k < 0) return;
+      this.#queueHead++;
       if (this.#queueHead > 1024 && this.#queueHead * 2 > this.#queue.length) {
         this.#queue = this.#queue.slice(this.#queueHead);
         this.#queueHead = 0;
       }
+      if (skips > 0) {
+        if (skips > 1) this.#skipped.set(p, skips - 1);
+        else this.#skipped.delete(p);
+        continue;
+      }
+      this.#forgetQueued(p);
       this.#parkedIds.delete(this.#idOf(this.slots.parked, p));
       this.slots.unpark(p, k);
       this.#dispatch(k, this.#replayed.delete(p));
@@ -1320,6 +1489,10 @@ class Server implements Session, Receiver {
   // --- Answering --------------------------------------------------------------------------------------------------
 
   #answer(request: Request, handler: Handler<never>, value: never): void {
+    if (request.abandoned) {
+      this.#late(request, value);
+      return;
+    }
     try {
       faultPoint('request.carried-out', request);
       const slot = request.slot;
@@ -1339,6 +1512,10 @@ class Server implements Session, Receiver {
   }
 
   #fail(request: Request, error: unknown): void {
+    if (request.answered && request.abandoned) {
+      if (request.memory) this.device.release(request.memory);
+      return;
+    }
     if (request.answered) {
       this.#log('error', `${opcodeName[request.opcode]}: error after the answer`, error);
       return;
@@ -1434,7 +1611,7 @@ class Server implements Session, Receiver {
     this.#answered++;
     if (errno !== 0) this.#failed++;
     if (result < 0) this.#refused(request, result);
-    if (request.memory) this.device.release(request.memory);
+    if (request.memory && !request.abandoned) this.device.release(request.memory);
     const { slots } = this;
     if (request.spill >= 0 && !request.dataTaken) slots.arena.free(request.spill, request.spillLength);
     if (request.slot >= 0) {

@@ -36,7 +36,7 @@
  * slot gets free. So reading goes on until the parked table itself is full.
  */
 import koffi from 'koffi';
-import { IN_HEADER, IN_LEN, IN_OPCODE, IN_UNIQUE, OP, OUT_HEADER, PAGE, WRITE_PREFIX } from './abi.ts';
+import { IN_HEADER, IN_LEN, IN_OPCODE, IN_PID, IN_UNIQUE, OP, OUT_HEADER, PAGE, WRITE_PREFIX } from './abi.ts';
 import type { Arena, Capsule, Records } from './capsule-types.ts';
 
 export const SLOTS = 256;
@@ -376,6 +376,14 @@ export class Slots {
     this.parkedCount++;
     this.clearLanding();
     return p;
+  }
+
+  opcodeOf(from: Table, index: number): number {
+    return from.u32[(index * from.size + from.requestAt + IN_OPCODE) >>> 2]!;
+  }
+
+  pidOf(from: Table, index: number): number {
+    return from.u32[(index * from.size + from.requestAt + IN_PID) >>> 2]!;
   }
 
   /** Fills a record from the landing area. */

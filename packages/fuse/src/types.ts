@@ -29,6 +29,8 @@ export interface Op {
   readonly kind: number;
   readonly slot: number;
   readonly seq: number;
+  /** The request was answered in the call's place (its caller was killed, or the time is up): what was not carried out yet is left undone. */
+  readonly over?: boolean;
 }
 
 export interface Context {
@@ -54,11 +56,15 @@ export interface Context {
    */
   park(): void;
   unpark(): Promise<Op>;
+  /** Set by a call that waits by its nature, for a time that says nothing of a fault: no limit holds for it (Session.limit). */
+  endless?: boolean;
 }
 
 export interface Interrupt {
   readonly fired: boolean;
   readonly promise: Promise<void>;
+  /** The request has waited as long as it may: the call ends it with EIO. Only WRITE is told so; others are answered in the call's place. */
+  readonly expired?: boolean;
   /** Reads /proc/PID/status: a fatal signal is pending for the caller (never cmdline or maps: they take the mmap lock). */
   callerIsDying(): boolean;
 }

@@ -87,6 +87,12 @@ export const mountFlags: readonly Flag[] = [
   { name: 'put-timeout', type: 'duration', default: '60s', help: 'time limit of an upload' },
   { name: 'max-deletes', type: 'int', default: '10', help: 'concurrent deletions of blocks, 0 = delete none' },
   { name: 'io-retries', type: 'int', default: '10', help: 'retries of metadata commands and uploads' },
+  {
+    name: 'wait-timeout',
+    type: 'duration',
+    default: '0s',
+    help: 'time after which an operation that waits for a database or store that does not answer fails with EIO, 0 = it waits',
+  },
   { name: 'max-fuse-io', type: 'size', unit: 'B', default: '128K', help: 'largest request of the kernel, at most 1M' },
   // metrics
   { name: 'metrics', type: 'string', default: '127.0.0.1:9567', help: 'address of /metrics; "" for none' },
@@ -116,6 +122,8 @@ export interface ServiceOptions {
   putTimeoutMs: number;
   maxDeletes: number;
   ioRetries: number;
+  /** 0 or absent (stored by an older version): no limit. */
+  waitTimeoutMs?: number;
   maxFuseIo: number;
   metrics: string;
   metricsExplicit: boolean;
@@ -272,6 +280,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
       putTimeoutMs: within(flags, 'put-timeout', 0.001, 86400) * 1000,
       maxDeletes: within(flags, 'max-deletes', 0, 1000),
       ioRetries: within(flags, 'io-retries', 0, 1000),
+      waitTimeoutMs: within(flags, 'wait-timeout', 0, day) * 1000,
       maxFuseIo,
       metrics: flags.string('metrics')!,
       metricsExplicit: flags.given('metrics'),

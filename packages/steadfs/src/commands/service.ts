@@ -100,8 +100,12 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
           log.error(`unmounting failed: ${messageOf(error)}`),
         );
       };
-      warm.show.troubles = start.troubled;
-      start.troubled(warm.troubles.list);
+      const limit = options.waitTimeoutMs || undefined;
+      warm.show.troubles = list => {
+        start.troubled(list);
+        session?.limit(list.length > 0 ? limit : undefined);
+      };
+      warm.show.troubles(warm.troubles.list);
       events.volumeLost = leave;
       events.sessionLost = reason => log.error(`the session is lost: ${reason}. What is written now fails`);
       events.changed = vfs.events.changed;

@@ -1,5 +1,5 @@
-/** Waits of a request: it leaves its slot when they are long, and ends when its caller is being killed. */
-import { EINTR } from '@steadfs/fuse/errno';
+/** Waits of a request: it leaves its slot when they are long, and ends when its caller is being killed, or the time for it is up. */
+import { EINTR, EIO } from '@steadfs/fuse/errno';
 import type { Waiting } from './file-data.ts';
 
 /** A wait that is over within this time (ms) keeps its slot. */
@@ -14,6 +14,7 @@ export async function patiently<T>(promise: Promise<T>, waiting: Waiting | undef
       const settled = promise.then(value => ({ value }));
       const outcome = await Promise.race([settled, interrupted(waiting)]);
       if (outcome !== undefined) return outcome.value;
+      if (waiting.interrupt.expired) throw EIO.because('the request has waited too long');
       if (waiting.interrupt.callerIsDying()) throw EINTR;
       // A handled signal breaks nothing; the next look is in a while, for the death may follow.
       const again = await Promise.race([settled, new Promise<undefined>(go => setTimeout(go, 100, undefined))]);

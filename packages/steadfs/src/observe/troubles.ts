@@ -18,6 +18,8 @@ export interface Troubles {
 /** Shorter ones are not worth a line of the log. */
 const WORTH_MS = 1000;
 
+const subject = (what: string): string => (what === 'database' ? 'operations on the database' : what);
+
 /** `shown` is called when the list changes, with message changes at most once a second. */
 export function createTroubles(log: Log, shown: (list: readonly Trouble[]) => void): Troubles {
   const entries = new Map<string, Trouble & { logged: boolean; told: number }>();
@@ -32,7 +34,7 @@ export function createTroubles(log: Log, shown: (list: readonly Trouble[]) => vo
       if (message === undefined) {
         if (entry === undefined) return;
         entries.delete(what);
-        if (entry.logged) log.warn(`${what} go on after ${Math.round((now - entry.since) / 1000)} s`);
+        if (entry.logged) log.warn(`${subject(what)} go on after ${Math.round((now - entry.since) / 1000)} s`);
         shown(list());
         return;
       }
@@ -49,7 +51,7 @@ export function createTroubles(log: Log, shown: (list: readonly Trouble[]) => vo
       setTimeout(() => {
         if (entries.get(what) !== mine) return;
         mine.logged = true;
-        log.warn(`${what} wait: ${mine.message}`);
+        log.warn(`${subject(what)} wait: ${mine.message}`);
       }, WORTH_MS).unref();
     },
   };

@@ -40,10 +40,11 @@ export class AccessLog {
   }
 
   /** Lines that are there; `#\n` when none comes for a second. Whole lines where they fit. */
-  async read(fh: number, size: number, ctx: Pick<Context, 'interrupt' | 'park'>): Promise<Uint8Array> {
+  async read(fh: number, size: number, ctx: Pick<Context, 'interrupt' | 'park' | 'endless'>): Promise<Uint8Array> {
     this.open(fh);
     const reader = this.#readers.get(fh)!;
     if (reader.lines.length === 0 && reader.rest.length === 0) {
+      ctx.endless = true;
       ctx.park();
       await new Promise<void>(resolve => {
         const timer = setTimeout(resolve, WAIT);

@@ -33,7 +33,7 @@ test('status and log say what is wrong and since when, and a write waits', { ski
   try {
     assert.deepEqual(troubles(), []);
     const before = Date.now();
-    network.storeProxy!.rule({ chance: 100, faults: [{ status: 503, code: 'SlowDown' }], seed });
+    await network.storeProxy!.rule({ chance: 100, faults: [{ status: 503, code: 'SlowDown' }], seed });
     const writer = spawn('sh', ['-c', `echo hello > ${join(volume.dir, 'f')} && sync ${join(volume.dir, 'f')}`]);
     const ended = new Promise<number | null>(done => writer.on('exit', done));
     await until(
@@ -46,27 +46,101 @@ test('status and log say what is wrong and since when, and a write waits', { ski
     assert.ok(since >= before && since <= Date.now(), entry!.since);
     await until(() => /writes wait: .*503 SlowDown/.test(readFileSync(join(volume.base, 'log'), 'utf8')), 'the log');
     assert.equal(writer.exitCode, null);
-    network.storeProxy!.rule(undefined);
+    await network.storeProxy!.rule(undefined);
     assert.equal(await ended, 0);
     await until(() => troubles().length === 0 || JSON.stringify(troubles()), 'no trouble any more');
 
-    network.metaProxy!.refuse();
+    await network.metaProxy!.refuse();
     const maker = spawn('mkdir', [join(volume.dir, 'd')]);
     const made = new Promise<number | null>(done => maker.on('exit', done));
     await until(() => troubles().some(x => x.what === 'database') || JSON.stringify(troubles()), 'trouble with Redis');
-    network.metaProxy!.flow();
+    await network.metaProxy!.flow();
     assert.equal(await made, 0);
     await until(() => troubles().length === 0 || JSON.stringify(troubles()), 'no trouble with Redis any more');
     assert.match(readFileSync(join(volume.base, 'log'), 'utf8'), /writes go on after \d+ s/);
   } finally {
-    network.metaProxy!.flow();
-    network.storeProxy!.rule(undefined);
+    await network.metaProxy!.flow();
+    await network.storeProxy!.rule(undefined);
     const fault = volume.close();
     if (fault) abortMount(volume.dir);
     await network.close();
     assert.equal(fault, undefined);
   }
 });
+
+/** Runs a command; what `done` says when it has ended. */
+function start(command: string): { child: ReturnType<typeof spawn>; ended: Promise<string>; over(): boolean } {
+  const child = spawn('sh', ['-c', `exec ${command}`], { stdio: ['ignore', 'ignore', 'pipe'] });
+  let text = '';
+  child.stderr!.on('data', (data: Buffer) => {
+    text += data.toString();
+  });
+  const ended = new Promise<string>(done => child.on('close', (code, signal) => done(`${signal ?? code} ${text}`)));
+  return { child, ended, over: () => child.exitCode !== null || child.signalCode !== null };
+}
+
+for (const meta of ['redis', 'postgres'] satisfies MetaKind[])
+  test(`${meta}: waiting ends with the program, and with EIO when the time is up`, { skip: lack ?? false }, async t => {
+    const network = await startNetwork(meta, 's3');
+    if ('missing' in network) return t.skip(network.missing);
+    const volume = openVolume({ meta: network.meta!, store: network.store!, mount: ['--attr-cache', '0s'] });
+    const at = (name: string): string => join(volume.dir, name);
+    try {
+      assert.match(
+        await start(`sh -c 'mkdir ${at('dir')}; echo old > ${at('file')}; sync ${at('file')}'`).ended,
+        /^0 /,
+      );
+      // More than there are slots: what waits for one ends too.
+      const commands = [
+        `mkdir ${at('made')}`,
+        `ls ${at('dir')}`,
+        `stat ${at('absent')}`,
+        `mv ${at('file')} ${at('moved')}`,
+        `touch ${at('new')}`,
+        `chmod 600 ${at('file')}`,
+        `flock ${at('dir')} true`,
+        ...Array.from({ length: 270 }, (_, i) => `stat ${at(`absent-${i}`)}`),
+      ];
+      await network.metaProxy!.freeze();
+      const waiting = commands.map(start);
+      await until(
+        () => statusOf(volume.dir).mount.waiting! >= commands.length || `${statusOf(volume.dir).mount.waiting} wait`,
+        'all wait',
+      );
+      assert.equal(waiting.filter(w => w.over()).length, 0);
+      // Ctrl-C, without a handler.
+      for (const w of waiting) w.child.kill('SIGINT');
+      await until(() => waiting.every(w => w.over()) || `${waiting.filter(w => !w.over()).length} go on`, 'all end');
+      for (const [i, w] of waiting.entries()) assert.match(await w.ended, /^SIGINT/, commands[i]);
+      await network.metaProxy!.flow();
+      assert.match(await start(`ls -l ${volume.dir}`).ended, /^0 /);
+
+      // The option comes with an upgrade.
+      const upgraded = volume.remount(['--wait-timeout', '1s']);
+      assert.equal(upgraded.status, 0, upgraded.stderr);
+      await network.storeProxy!.rule({ chance: 100, faults: [{ reset: true }], seed });
+      assert.match(
+        await start(`dd if=/dev/zero of=${at('data')} bs=1k count=1 conv=fsync`).ended,
+        /Input\/output error/,
+      );
+      await network.storeProxy!.rule(undefined);
+      await network.metaProxy!.refuse();
+      for (const command of [`mkdir ${at('late')}`, `stat ${at('absent')}`])
+        assert.match(await start(command).ended, /Input\/output error/);
+      await network.metaProxy!.flow();
+      await until(() => (statusOf(volume.dir).mount.troubles ?? []).length === 0, 'no trouble');
+      // What was acknowledged came through; what was not is there whole or not at all.
+      assert.match(await start(`dd if=${at('data')} of=/dev/null bs=1k`).ended, /1\+0 records in/);
+      assert.match(await start(`sh -c 'mkdir ${at('late')} || test -d ${at('late')}'`).ended, /^0 /);
+    } finally {
+      await network.metaProxy!.flow();
+      await network.storeProxy!.rule(undefined);
+      const fault = volume.close();
+      if (fault) abortMount(volume.dir);
+      await network.close();
+      assert.equal(fault, undefined);
+    }
+  });
 
 for (const meta of META_KINDS.filter(k => k !== 'sqlite') satisfies MetaKind[])
   test(`${meta} and S3: nothing fails, nothing is wrong, seed ${seed}`, { skip: lack ?? false }, async t => {

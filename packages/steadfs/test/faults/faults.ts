@@ -5,6 +5,7 @@
  *
  *   node faults.ts [--meta redis|postgres|mariadb|sqlite] [--store s3|file] [--count N] [--seed N] [--faults A,B] [--programs A,B] [--away SECONDS]
  */
+import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import mysql from 'mysql2/promise';
@@ -28,44 +29,44 @@ type Fault = (network: Network, random: Random, ms: number) => Promise<void>;
 const CONNECTION: Record<string, Fault> = {
   async cut({ metaProxy }, random) {
     for (let i = random.below(5) + 1; i > 0; i--) {
-      metaProxy!.cut();
+      await metaProxy!.cut();
       await sleep(random.below(100));
     }
   },
   async cutInside({ metaProxy }, random) {
     for (let i = random.below(10) + 5; i > 0; i--) {
-      metaProxy!.cutAfter(random.below(4000) + 1);
+      await metaProxy!.cutAfter(random.below(4000) + 1);
       await sleep(random.below(100));
     }
-    metaProxy!.flow();
+    await metaProxy!.flow();
   },
   async halfClose({ metaProxy }) {
-    metaProxy!.halfClose();
+    await metaProxy!.halfClose();
   },
   /** What is asked is done, and nobody hears of it. */
   async unheard({ metaProxy }, random) {
     for (let i = random.below(4) + 1; i > 0; i--) {
-      metaProxy!.stall();
+      await metaProxy!.stall();
       await sleep(random.below(150) + 5);
-      metaProxy!.cut();
-      metaProxy!.flow();
+      await metaProxy!.cut();
+      await metaProxy!.flow();
       await sleep(random.below(100));
     }
   },
   async frozen({ metaProxy }, _random, ms) {
-    metaProxy!.freeze();
+    await metaProxy!.freeze();
     await sleep(ms);
-    metaProxy!.flow();
+    await metaProxy!.flow();
   },
   async slow({ metaProxy }, random, ms) {
-    metaProxy!.delay(random.below(30) + 5);
+    await metaProxy!.delay(random.below(30) + 5);
     await sleep(ms);
-    metaProxy!.flow();
+    await metaProxy!.flow();
   },
   async refused({ metaProxy }, _random, ms) {
-    metaProxy!.refuse();
+    await metaProxy!.refuse();
     await sleep(ms);
-    metaProxy!.flow();
+    await metaProxy!.flow();
   },
 };
 
@@ -144,9 +145,9 @@ const SERVER: Record<'redis' | 'postgres' | 'mariadb', Record<string, Fault>> = 
 
 function storeFault(faults: HttpFault[], chance: number, methods?: string[]): Fault {
   return async ({ storeProxy }, random, ms) => {
-    storeProxy!.rule({ chance, faults, seed: random.below(1e9), ...(methods ? { methods } : {}) });
+    await storeProxy!.rule({ chance, faults, seed: random.below(1e9), ...(methods ? { methods } : {}) });
     await sleep(ms);
-    storeProxy!.rule(undefined);
+    await storeProxy!.rule(undefined);
   };
 }
 
@@ -173,6 +174,26 @@ export function faultsOf(meta: MetaKind, store: StoreKind): Record<string, Fault
     ...(meta === 'sqlite' ? {} : { ...CONNECTION, ...SERVER[meta] }),
     ...(store === 's3' ? STORE : {}),
   };
+}
+
+const REFUSED =
+  /goes on as it was|cannot be opened|could not|not answer|no connection|ECONN|terminat|read[- ]only|time|lost|closed|READONLY|NOREPLICAS/i;
+
+/** Runs a command without standing still; the exit code is null when it took more than a minute. */
+async function run([program, ...args]: string[]): Promise<{ status: number | null; text: string }> {
+  const child = spawn(program!, args, {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, STEADFS_NODE: process.env.STEADFS_NODE ?? process.execPath },
+  });
+  let text = '';
+  for (const stream of [child.stdout, child.stderr])
+    stream.on('data', (data: Buffer) => {
+      text += data.toString();
+    });
+  const timer = setTimeout(() => child.kill('SIGKILL'), 60_000);
+  const status = await new Promise<number | null>(done => child.on('close', done));
+  clearTimeout(timer);
+  return { status, text };
 }
 
 export interface FaultOptions {
@@ -255,14 +276,8 @@ export async function faultRun(options: FaultOptions): Promise<FaultReport | Mis
           if (service !== undefined) process.kill(service, 'SIGKILL');
         } else if (also === 'upgrade') {
           // It may be refused while the database is away; the mount then goes on as it was.
-          const r = volume!.remount();
-          if (
-            r.status !== 0 &&
-            !/goes on as it was|cannot|could not|not answer|no connection|ECONN|terminat|read only|timeout/i.test(
-              r.stderr,
-            )
-          )
-            wrong = `upgrade during ${name}: exit ${r.status ?? r.signal}: ${r.stderr}`;
+          const { status, text } = await run(volume!.remountCommand);
+          if (status !== 0 && !REFUSED.test(text)) wrong = `upgrade during ${name}: exit ${status}: ${text}`;
         }
         await during;
         return wrong;
@@ -284,7 +299,9 @@ export function describeFaults(report: FaultReport): string {
 }
 
 /** `steadfs status` of a mount, as an object. */
-export function statusOf(dir: string): { mount: { troubles?: { what: string; since: string; message: string }[] } } {
+export function statusOf(dir: string): {
+  mount: { waiting?: number; troubles?: { what: string; since: string; message: string }[] };
+} {
   const r = runClient('steadfs', ['status', dir]);
   if (r.status !== 0) throw new Error(`status: ${r.stderr}`);
   return JSON.parse(r.stdout);

@@ -1,7 +1,7 @@
 /**
  * Proxies that misbehave on demand, between a client under test and a real server: one for any TCP protocol (cut, half-close, stall, delay, away), one for
  * HTTP that answers errors in the server's place or tears bodies. Each lives in a thread of its own: tests wait for commands synchronously, which must not
- * stop the traffic. Orders are given without waiting, and obeyed in their sequence.
+ * stop the traffic. An order settles when it is in force.
  */
 import { createServer as createHttp, type IncomingMessage, request, type ServerResponse } from 'node:http';
 import { connect, createServer, type Socket } from 'node:net';
@@ -16,23 +16,23 @@ export interface TcpProxy {
   readonly open: number;
   readonly accepted: number;
   /** Where new connections go. */
-  target(port: number): void;
+  target(port: number): Promise<void>;
   /** Resets all connections; new ones are accepted. */
-  cut(): void;
+  cut(): Promise<void>;
   /** Ends the server's direction of all connections; what clients send is still taken. */
-  halfClose(): void;
+  halfClose(): Promise<void>;
   /** Resets a connection right after so many more bytes went to the server: in the middle of whatever is being said. */
-  cutAfter(bytes: number): void;
+  cutAfter(bytes: number): Promise<void>;
   /** Swallows the answers: the server gets and does what is asked, the client hears nothing; `cut` or `flow` ends it. */
-  stall(): void;
+  stall(): Promise<void>;
   /** Nothing passes in any direction, connections stay: as if the route were gone. */
-  freeze(): void;
+  freeze(): Promise<void>;
   /** Milliseconds that each piece is held back in each direction. */
-  delay(ms: number): void;
+  delay(ms: number): Promise<void>;
   /** Connections are refused (reset when accepted) until `flow`. */
-  refuse(): void;
+  refuse(): Promise<void>;
   /** Everything as it should be again. What was held back by `stall` or `freeze` is delivered. */
-  flow(): void;
+  flow(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -187,7 +187,7 @@ export interface HttpProxy {
   readonly requests: number;
   readonly faults: number;
   /** Undefined: everything passes. */
-  rule(rule: HttpRule | undefined): void;
+  rule(rule: HttpRule | undefined): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -295,7 +295,7 @@ type Orders = Record<string, (argument: never) => void>;
 interface Thread {
   port: number;
   cells: Int32Array;
-  order(name: string, argument?: unknown): void;
+  order(name: string, argument?: unknown): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -309,11 +309,17 @@ async function startThread(kind: 'tcp' | 'http', port: number): Promise<Thread> 
   worker.on('error', e => {
     throw e;
   });
+  const obeyed: (() => void)[] = [];
+  worker.on('message', () => obeyed.shift()?.());
   worker.unref();
   return {
     port: own,
     cells,
-    order: (name, argument) => worker.postMessage({ name, argument }),
+    order: (name, argument) =>
+      new Promise(done => {
+        obeyed.push(done);
+        worker.postMessage({ name, argument });
+      }),
     close: async () => void (await worker.terminate()),
   };
 }
@@ -359,6 +365,9 @@ export async function startHttpProxy(port: number): Promise<HttpProxy> {
 if (!isMainThread && (workerData as { kind?: string } | null)?.kind !== undefined) {
   const { kind, port, cells } = workerData as { kind: 'tcp' | 'http'; port: number; cells: Int32Array };
   const made = await (kind === 'tcp' ? tcpProxy : httpProxy)(port, cells);
-  parentPort!.on('message', ({ name, argument }: { name: string; argument: never }) => made.orders[name]!(argument));
+  parentPort!.on('message', ({ name, argument }: { name: string; argument: never }) => {
+    made.orders[name]!(argument);
+    parentPort!.postMessage(name);
+  });
   parentPort!.postMessage(made.port);
 }

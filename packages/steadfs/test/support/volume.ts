@@ -44,6 +44,8 @@ export interface Volume {
   processes(): number[];
   /** `mount` again on the live mount: a smooth upgrade. */
   remount(extra?: string[]): SpawnSyncReturns<string>;
+  /** The command line of `remount`, for those who cannot stand still meanwhile. */
+  remountCommand: string[];
   /** Unmounts (by force when the command fails), says what went wrong, removes the base. */
   close(options?: { keep?: boolean }): string | undefined;
 }
@@ -150,6 +152,7 @@ export function openVolume(options: VolumeOptions = {}): Volume {
     base,
     meta,
     processes: () => processesWith(dir),
+    remountCommand: [...clientCommand(client), ...mountArgs],
     remount: (extra = []) => runClient(client, ['mount', ...extra, ...mountArgs.slice(1)]),
     close({ keep = false } = {}) {
       const r = runClient(client, ['umount', dir]);

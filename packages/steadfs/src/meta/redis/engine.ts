@@ -248,12 +248,14 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
     args: readonly Arg[],
     again: boolean,
     done: (r: Reply | Lost) => void,
+    op?: Op,
   ): void {
-    link.call(['EVALSHA', s.sha, keys.length, ...keys, ...args], again, r => {
+    const known = (r: Reply | Lost): void => {
       if (r instanceof ReplyError && r.kind === 'NOSCRIPT')
-        link.call(['EVAL', s.source, keys.length, ...keys, ...args], again, done);
+        link.call(['EVAL', s.source, keys.length, ...keys, ...args], again, done, op);
       else done(r);
-    });
+    };
+    link.call(['EVALSHA', s.sha, keys.length, ...keys, ...args], again, known, op);
   }
 
   function run(s: Script, keys: readonly Arg[], args: readonly Arg[], again = true): Promise<Reply> {
@@ -335,33 +337,40 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
     // A script without record that was lost may have been carried out: repeating it is only right where that does no harm.
     const again = record || call.unrecorded === true;
     return new Promise((resolve, reject) => {
-      evaluate(s, keys, [context, field, sid, f.ChangeLog ? ++txn : 0, ...call.args], again, r => {
-        if (r instanceof Error) return reject(errnoFor(r, 'mutation'));
-        try {
-          const b = asBuffer(r);
-          switch (b[0]) {
-            case 0x4b: {
-              // K
-              const end = 5 + b.readUInt32BE(1);
-              resolve(take(b.subarray(5, end), true, b.subarray(end)));
-              return;
+      evaluate(
+        s,
+        keys,
+        [context, field, sid, f.ChangeLog ? ++txn : 0, ...call.args],
+        again,
+        r => {
+          if (r instanceof Error) return reject(errnoFor(r, 'mutation'));
+          try {
+            const b = asBuffer(r);
+            switch (b[0]) {
+              case 0x4b: {
+                // K
+                const end = 5 + b.readUInt32BE(1);
+                resolve(take(b.subarray(5, end), true, b.subarray(end)));
+                return;
+              }
+              case 0x52: // R
+                resolve(take(b.subarray(1), false, b.subarray(b.length)));
+                return;
+              case 0x45: // E
+                reject(b.length > 2 ? errnoOf(b[1]!).because(b.toString('utf8', 2)) : errnoOf(b[1]!));
+                return;
+              case 0x4c: // L
+                reject(sessionLost(b.toString('utf8', 1)));
+                return;
+              default:
+                reject(new Question(String.fromCharCode(b[0]!), b.subarray(1)));
             }
-            case 0x52: // R
-              resolve(take(b.subarray(1), false, b.subarray(b.length)));
-              return;
-            case 0x45: // E
-              reject(b.length > 2 ? errnoOf(b[1]!).because(b.toString('utf8', 2)) : errnoOf(b[1]!));
-              return;
-            case 0x4c: // L
-              reject(sessionLost(b.toString('utf8', 1)));
-              return;
-            default:
-              reject(new Question(String.fromCharCode(b[0]!), b.subarray(1)));
+          } catch (e) {
+            reject(e);
           }
-        } catch (e) {
-          reject(e);
-        }
-      });
+        },
+        op,
+      );
     });
   }
 

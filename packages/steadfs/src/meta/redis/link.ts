@@ -20,6 +20,8 @@ interface Request {
   done: Done;
   /** May be sent again after a lost connection. */
   again: boolean;
+  /** For whom; not sent any more when that is over. */
+  op: { readonly over?: boolean } | undefined;
   attempts: number;
 }
 
@@ -174,7 +176,13 @@ class Wire {
 
   ask(...args: Arg[]): Promise<Reply> {
     return new Promise((resolve, reject) => {
-      this.send({ args, again: false, attempts: 0, done: r => (r instanceof Lost ? reject(r) : resolve(r)) });
+      this.send({
+        args,
+        again: false,
+        op: undefined,
+        attempts: 0,
+        done: r => (r instanceof Lost ? reject(r) : resolve(r)),
+      });
     });
   }
 
@@ -319,8 +327,8 @@ export class Link {
   }
 
   /** `done` is called inside the parser, in stream order. */
-  call(args: readonly Arg[], again: boolean, done: Done): void {
-    this.#submit({ args, done, again, attempts: 0 });
+  call(args: readonly Arg[], again: boolean, done: Done, op?: { readonly over?: boolean }): void {
+    this.#submit({ args, done, again, op, attempts: 0 });
   }
 
   /** Error replies reject. */
@@ -332,6 +340,7 @@ export class Link {
 
   #submit(q: Request): void {
     if (this.#closed) q.done(new Lost('the connection is closed'));
+    else if (q.op?.over) q.done(new Lost('given up'));
     else if (this.#wire === undefined) this.#backlog.push(q);
     else {
       this.#wire.send(q);

@@ -4,7 +4,7 @@
  * session's header with a shared lock, so that nothing commits after a take-over.
  */
 import { randomBytes } from 'node:crypto';
-import { EINVAL, EIO, ENOENT, ENOSPC, ENOTDIR, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
+import { EINTR, EINVAL, EIO, ENOENT, ENOSPC, ENOTDIR, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
 import { type Attr, emptyDirectory, FileType } from '../../format/attr.ts';
 import { type Ino, inoToBigint, ROOT, TRASH } from '../../format/ino.ts';
 import { decodeLocks } from '../../format/locks.ts';
@@ -296,11 +296,13 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     async mutate<T>(op: Op, codec: Codec<T>, body: (tx: Tx) => Body<T>): Promise<T> {
       if (options.readOnly) throw EROFS;
       if (volume.sid === 0) return await driver.transact(body);
+      if (op.over) throw EINTR;
       const quick = await mutateAtOnce(op, codec, body);
       if (quick !== undefined) return quick.value;
       records.delete(recordKey(op));
       seen.clear();
       const ended = await transaction(async (tx, c) => {
+        if (op.over) throw EINTR;
         const key = [volume.sid, op.kind, op.slot];
         const insert = `INSERT INTO ${own}op (sid, kind, slot, seq) VALUES (?, ?, ?, -1)`;
         let row: SqlRow | undefined;
