@@ -28,6 +28,7 @@ async function until(check: () => boolean | string, what: string, seconds = 60):
 test('status and log say what is wrong and since when, and a write waits', { skip: lack ?? false }, async t => {
   const network = await startNetwork('redis', 's3');
   if ('missing' in network) return t.skip(network.missing);
+  t.after(() => network.close());
   const volume = openVolume({ meta: network.meta!, store: network.store! });
   const troubles = () => statusOf(volume.dir).mount.troubles ?? [];
   try {
@@ -63,7 +64,6 @@ test('status and log say what is wrong and since when, and a write waits', { ski
     await network.storeProxy!.rule(undefined);
     const fault = volume.close();
     if (fault) abortMount(volume.dir);
-    await network.close();
     assert.equal(fault, undefined);
   }
 });
@@ -83,6 +83,7 @@ for (const meta of ['redis', 'postgres'] satisfies MetaKind[])
   test(`${meta}: waiting ends with the program, and with EIO when the time is up`, { skip: lack ?? false }, async t => {
     const network = await startNetwork(meta, 's3');
     if ('missing' in network) return t.skip(network.missing);
+    t.after(() => network.close());
     const volume = openVolume({ meta: network.meta!, store: network.store!, mount: ['--attr-cache', '0s'] });
     const at = (name: string): string => join(volume.dir, name);
     try {
@@ -136,7 +137,6 @@ for (const meta of ['redis', 'postgres'] satisfies MetaKind[])
       await network.storeProxy!.rule(undefined);
       const fault = volume.close();
       if (fault) abortMount(volume.dir);
-      await network.close();
       assert.equal(fault, undefined);
     }
   });
