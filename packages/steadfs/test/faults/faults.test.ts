@@ -102,6 +102,8 @@ for (const meta of ['redis', 'postgres'] satisfies MetaKind[])
         `env UV_THREADPOOL_SIZE=270 ${process.execPath} -e 'for (let i = 0; i < 270; i++) require("fs").stat("${at('absent-')}" + i, () => {})'`,
       ];
       await network.metaProxy!.freeze();
+      // Redis answers from its cache until silence makes it doubtful.
+      await new Promise(wake => setTimeout(wake, 2500));
       const waiting = commands.map(start);
       await until(
         () => statusOf(volume.dir).mount.waiting! >= 250 || `${statusOf(volume.dir).mount.waiting} wait`,

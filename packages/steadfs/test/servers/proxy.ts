@@ -36,7 +36,7 @@ export interface TcpProxy {
   close(): Promise<void>;
 }
 
-async function tcpProxy(port: number, cells: Int32Array): Promise<{ port: number; orders: Orders }> {
+async function tcpProxy(port: number, cells: Int32Array, listen: string): Promise<{ port: number; orders: Orders }> {
   let mode: 'flow' | 'refuse' | 'stall' | 'freeze' = 'flow';
   let held = 0;
   let budget = Number.POSITIVE_INFINITY;
@@ -108,7 +108,7 @@ async function tcpProxy(port: number, cells: Int32Array): Promise<{ port: number
     pass(client, upstream);
     pass(upstream, client);
   });
-  await new Promise<void>(done => server.listen(0, '127.0.0.1', done));
+  await new Promise<void>(done => server.listen(0, listen, done));
   const address = server.address();
   if (address === null || typeof address === 'string') throw new Error('no port');
 
@@ -192,7 +192,7 @@ export interface HttpProxy {
 }
 
 /** Requests go on with the Host that the client named, as signatures cover it. */
-async function httpProxy(port: number, cells: Int32Array): Promise<{ port: number; orders: Orders }> {
+async function httpProxy(port: number, cells: Int32Array, listen: string): Promise<{ port: number; orders: Orders }> {
   let rule: HttpRule | undefined;
   let random = seeded(1);
   const serve = (from: IncomingMessage, to: ServerResponse): void => {
@@ -252,7 +252,7 @@ async function httpProxy(port: number, cells: Int32Array): Promise<{ port: numbe
   const server = createHttp({ keepAliveTimeout: 30_000 }, serve);
   // The server's own "100 Continue" and limits would hide what is tested.
   server.requestTimeout = 0;
-  await new Promise<void>(done => server.listen(0, '127.0.0.1', done));
+  await new Promise<void>(done => server.listen(0, listen, done));
   const address = server.address();
   if (address === null || typeof address === 'string') throw new Error('no port');
   return {
@@ -299,9 +299,9 @@ interface Thread {
   close(): Promise<void>;
 }
 
-async function startThread(kind: 'tcp' | 'http', port: number): Promise<Thread> {
+async function startThread(kind: 'tcp' | 'http', port: number, listen = '127.0.0.1'): Promise<Thread> {
   const cells = new Int32Array(new SharedArrayBuffer(16));
-  const worker = new Worker(new URL(import.meta.url), { workerData: { kind, port, cells } });
+  const worker = new Worker(new URL(import.meta.url), { workerData: { kind, port, cells, listen } });
   const own = await new Promise<number>((resolve, reject) => {
     worker.once('message', resolve);
     worker.once('error', reject);
@@ -324,8 +324,9 @@ async function startThread(kind: 'tcp' | 'http', port: number): Promise<Thread> 
   };
 }
 
-export async function startTcpProxy(port: number): Promise<TcpProxy> {
-  const { port: own, cells, order, close } = await startThread('tcp', port);
+/** From `listen` (loopback by default) to `port` of loopback. */
+export async function startTcpProxy(port: number, listen?: string): Promise<TcpProxy> {
+  const { port: own, cells, order, close } = await startThread('tcp', port, listen);
   return {
     port: own,
     get open() {
@@ -363,8 +364,13 @@ export async function startHttpProxy(port: number): Promise<HttpProxy> {
 }
 
 if (!isMainThread && (workerData as { kind?: string } | null)?.kind !== undefined) {
-  const { kind, port, cells } = workerData as { kind: 'tcp' | 'http'; port: number; cells: Int32Array };
-  const made = await (kind === 'tcp' ? tcpProxy : httpProxy)(port, cells);
+  const { kind, port, cells, listen } = workerData as {
+    kind: 'tcp' | 'http';
+    port: number;
+    cells: Int32Array;
+    listen: string;
+  };
+  const made = await (kind === 'tcp' ? tcpProxy : httpProxy)(port, cells, listen);
   parentPort!.on('message', ({ name, argument }: { name: string; argument: never }) => {
     made.orders[name]!(argument);
     parentPort!.postMessage(name);
