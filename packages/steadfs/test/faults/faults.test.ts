@@ -103,7 +103,7 @@ for (const meta of ['redis', 'postgres'] satisfies MetaKind[])
       ];
       await network.metaProxy!.freeze();
       // Redis answers from its cache until silence makes it doubtful.
-      await new Promise(wake => setTimeout(wake, 2500));
+      await new Promise(wake => setTimeout(wake, 3500));
       const waiting = commands.map(start);
       await until(
         () => statusOf(volume.dir).mount.waiting! >= 250 || `${statusOf(volume.dir).mount.waiting} wait`,
