@@ -52,6 +52,11 @@ const WAKE = 0.05;
 /** Attempts to read in one turn of the spinning loop while no answer is awaited: a turn of libuv's loop costs more than an attempt. */
 const ATTEMPTS = 4;
 const MAX_PIECES = 1000;
+/**
+ * Drains with requests since the last sleep from which on the fd is not watched while the loop keeps itself awake: whatever came during a turn of
+ * libuv's loop would be told by a call (10 µs) that says nothing new.
+ */
+const WARM = 3;
 
 /** What the loop hands requests to. */
 export interface Receiver {
@@ -127,6 +132,9 @@ export class Device {
   readonly #nextAnswer: SpinTime;
   #watch: Watch | undefined;
   #running = false;
+  /** Drains with requests since the last sleep. */
+  #drains = 0;
+  #watching = false;
   /** An immediate is pending. */
   #armed = false;
   #draining = false;
@@ -169,7 +177,16 @@ export class Device {
     if (this.#running) return;
     this.#running = true;
     this.#watch = watchReadable(this.fd, this.#woken);
+    this.#watching = true;
     this.wake();
+  }
+
+  /** Before a sleep. */
+  #watchAgain(): void {
+    this.#drains = 0;
+    if (this.#watching) return;
+    this.#watching = true;
+    this.#watch?.resume();
   }
 
   /** Reads nothing any more; replies go on. */
@@ -233,9 +250,14 @@ export class Device {
       if (now < this.#coolUntil || time.now === 0 || now - this.#activity >= time.now) {
         if (time.now > 0 && now >= this.#coolUntil) time.miss();
         this.#lastTurn = 0;
+        this.#watchAgain();
         return;
       }
       this.stats.spins++;
+    }
+    if (this.#watching && this.#drains >= WARM) {
+      this.#watching = false;
+      this.#watch?.pause();
     }
     this.#lastTurn = now;
     this.#armed = true;
@@ -292,6 +314,7 @@ export class Device {
       const stats = this.stats;
       const now = performance.now();
       this.#activity = now;
+      this.#drains++;
       this.#nextRequest.hit();
       stats.read += count;
       stats.drains++;

@@ -649,6 +649,9 @@ export function receiveFds(fd: number, flags = 0): { data: Uint8Array; fds: numb
 
 /** A libuv poll handle (one per fd). Keep the reference: the garbage collector closes a handle that nobody holds. */
 export interface Watch {
+  /** No calls until resume(). A paused watch does not keep the loop alive. */
+  pause(): void;
+  resume(): void;
   close(): void;
   unref(): void;
   ref(): void;
@@ -661,10 +664,19 @@ export interface Watch {
  * is followed by an (empty) immediate.
  */
 export function watchReadable(fd: number, callback: () => void): Watch {
-  return koffi.node.poll(fd, { readable: true, disconnect: true }, () => {
+  const events = { readable: true, disconnect: true };
+  const called = () => {
     setImmediate(nothing);
     callback();
-  });
+  };
+  const handle = koffi.node.poll(fd, events, called);
+  return {
+    pause: () => handle.stop(),
+    resume: () => handle.start(events, called),
+    close: () => handle.close(),
+    unref: () => handle.unref(),
+    ref: () => handle.ref(),
+  };
 }
 
 function nothing(): void {}
