@@ -50,7 +50,7 @@ const COOL_MAX = 20;
 /** Time (ms) after which a wake-up shows that spinning would have caught the request (spin + wake-up itself). */
 const WAKE = 0.05;
 /** Attempts to read in one turn of the spinning loop while no answer is awaited: a turn of libuv's loop costs more than an attempt. */
-const ATTEMPTS = 4;
+const ATTEMPTS = 16;
 const MAX_PIECES = 1000;
 /**
  * Drains with requests since the last sleep from which on the fd is not watched while the loop keeps itself awake: whatever came during a turn of

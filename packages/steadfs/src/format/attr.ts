@@ -103,7 +103,9 @@ export function attrSize(a: Attr): number {
 
 /** spec/volume.md §3: big-endian; one zero byte of padding at the end. */
 export function encodeAttr(a: Attr): Buffer {
-  const b = Buffer.alloc(attrSize(a));
+  const size = attrSize(a);
+  const b = Buffer.allocUnsafe(size);
+  b[size - 1] = 0;
   b.writeUInt8(a.flags, 0);
   b.writeUInt16BE((a.type << 12) | (a.mode & 0xfff), 1);
   b.writeUInt32BE(a.uid, 3);

@@ -18,10 +18,12 @@ export interface RawEntry {
   name: Name;
   ino: Ino;
   type: FileType;
+  /** 0: the page sets it. */
+  cookie: number;
 }
 
 export interface PageSource {
-  /** Entries with after < name ≤ upto (either may be undefined) in byte order, at most limit. */
+  /** Entries with after < name ≤ upto (either may be undefined), at most limit; in byte order, or in any when these are all that there are. The list is taken over. */
   page(after: Name | undefined, upto: Name | undefined, limit: number): MaybePromise<RawEntry[]>;
   /** Fills in the attributes of now; entries whose inode is gone stay without. */
   attributes(entries: DirEntry[]): MaybePromise<void>;
@@ -40,6 +42,14 @@ export function nameHash(name: Name): number {
   return 1 + (((b & 15) * 0x100000000 + (a >>> 0)) % (HASH_SPAN - 1));
 }
 
+function byCookie(x: RawEntry, y: RawEntry): number {
+  return x.cookie - y.cookie;
+}
+
+function byName(x: RawEntry, y: RawEntry): number {
+  return Buffer.compare(x.name, y.name);
+}
+
 interface Page {
   index: number;
   /** In hash order; cookies are set. */
@@ -50,27 +60,33 @@ export function pagedDirStream(source: PageSource, state: DirStreamState, pageSi
   let bounds: Uint8Array[] = [...state.load()];
   let current: Page | undefined;
 
-  function build(index: number, raw: readonly RawEntry[]): Page {
+  /** Sorts the list that it is given. */
+  function build(index: number, entries: RawEntry[]): Page {
     const base = index * HASH_SPAN;
-    const entries = raw.map(e => ({ name: e.name, ino: e.ino, type: e.type, cookie: base + nameHash(e.name) }));
-    entries.sort((x, y) => x.cookie - y.cookie);
+    for (const e of entries) e.cookie = base + nameHash(e.name);
+    entries.sort(byCookie);
     return { index, entries };
   }
 
   /** Number of leading names (in name order) without two of the same hash: where a page that has two such must end. */
-  function distinct(page: Page, raw: readonly RawEntry[]): number {
-    if (!page.entries.some((e, i) => page.entries[i - 1]?.cookie === e.cookie)) return raw.length;
+  function distinct(names: readonly Name[]): number {
     const seen = new Set<number>();
-    return raw.findIndex(e => seen.size === seen.add(nameHash(e.name)).size);
+    const found = names.findIndex(name => seen.size === seen.add(nameHash(name)).size);
+    return found < 0 ? names.length : found;
   }
 
   function take(index: number, raw: RawEntry[], known: boolean): Page {
-    const kept = known ? raw : raw.slice(0, pageSize);
-    let page = build(index, kept);
+    const more = !known && raw.length > pageSize;
+    let bound = more ? raw[pageSize - 1]!.name : END;
+    let page = build(index, more ? raw.slice(0, pageSize) : raw);
     if (!known) {
-      const keep = distinct(page, kept);
-      if (keep < kept.length) page = build(index, kept.slice(0, keep));
-      const bound = keep < raw.length ? Uint8Array.from(raw[keep - 1]!.name) : END;
+      if (page.entries.some((e, i) => i > 0 && page.entries[i - 1]!.cookie === e.cookie)) {
+        const sorted = [...page.entries].sort(byName);
+        const keep = distinct(sorted.map(e => e.name));
+        bound = sorted[keep - 1]!.name;
+        page = build(index, sorted.slice(0, keep));
+      }
+      bound = Uint8Array.from(bound);
       bounds.push(bound);
       state.append(bound);
     }

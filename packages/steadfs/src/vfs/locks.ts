@@ -48,6 +48,8 @@ export class Locks {
   readonly #records: Records;
   readonly #owners = new Map<Ino, Owner[]>();
   readonly #waiting = new Set<Waiter>();
+  /** The search for a deadlock that was asked for last. */
+  #searching: Promise<unknown> = Promise.resolve();
 
   constructor(engine: MetaEngine, capsule: Capsule, inoOf: (fh: number) => Ino | undefined) {
     this.#engine = engine;
@@ -155,10 +157,19 @@ export class Locks {
    * True when granting must wait for `w` itself: a cycle of fcntl waiters of this mount (Linux looks no further than its own host either).
    * OFD locks take no part; only the caller's system call tells them apart, which is asked when a cycle was found.
    */
-  async #deadlock(w: Waiter): Promise<boolean> {
+  #deadlock(w: Waiter): Promise<boolean> {
+    // One after the other: two members of a cycle that both find it would both give up.
+    const found = this.#searching.then(() => this.#inCycle(w));
+    this.#searching = found.catch(() => undefined);
+    return found;
+  }
+
+  /** Takes the waiter off the list when it is the one that gives up. */
+  async #inCycle(w: Waiter): Promise<boolean> {
     const cycle = await findCycle(w, this.#waiting, at => this.#engine.lockHolders(at.ino, at.owner, at.lock));
     if (cycle === undefined) return false;
     for (const member of cycle) if (await waitsWithOfd(member.pid)) return false;
+    this.#waiting.delete(w);
     return true;
   }
 

@@ -866,7 +866,12 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
                 after ?? Buffer.alloc(0),
                 ...(upto === undefined ? [] : [upto]),
               ]);
-              return rows.map(r => ({ name: toBytes(r[0]), ino: toIno(r[1]), type: toNumber(r[2]) as FileType }));
+              return rows.map(r => ({
+                name: toBytes(r[0]),
+                ino: toIno(r[1]),
+                type: toNumber(r[2]) as FileType,
+                cookie: 0,
+              }));
             }),
           attributes: (entries: DirEntry[]) =>
             persist(async c => {

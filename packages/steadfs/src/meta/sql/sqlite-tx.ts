@@ -7,6 +7,7 @@ import { type Ino, inoFromBigint, inoToBigint, SPECIAL } from '../../format/ino.
 import { decodeLocks, encodeLocks, type LockRecord } from '../../format/locks.ts';
 import { CHUNK_SIZE, decodeSlices, encodeSlices, hole, type Slice } from '../../format/slice.ts';
 import { now } from '../clock.ts';
+import type { RawEntry } from '../dir-pages.ts';
 import type { DeadSlice, Dentry, Name, TimeSet } from '../engine.ts';
 import { logChange } from '../ops/changelog.ts';
 import { decodeDead, encodeDead } from '../ops/record.ts';
@@ -445,7 +446,7 @@ export class SqliteTx implements Tx {
     }
     const list = this.listNames(parent, undefined, undefined, LIST_FEW + 1);
     if (list.length > LIST_FEW) this.#cacheEdge(parent, key, null);
-    else this.#setComplete(parent, new Map(list.map(e => [nameKey(e.name), { ino: e.ino, type: e.type }])));
+    else this.#setComplete(parent, edgesOf(list));
   }
 
   /** null: known to be absent. */
@@ -567,12 +568,7 @@ export class SqliteTx implements Tx {
     return done(this.listNames(parent, after, undefined, limit));
   }
 
-  listNames(
-    parent: Ino,
-    after: Name | undefined,
-    upto: Name | undefined,
-    limit: number,
-  ): { name: Name; ino: Ino; type: FileType }[] {
+  listNames(parent: Ino, after: Name | undefined, upto: Name | undefined, limit: number): RawEntry[] {
     const range = `${after === undefined ? '' : ' AND name>?'}${upto === undefined ? '' : ' AND name<=?'}`;
     const params: SQLInputValue[] = [inoParam(parent)];
     if (after !== undefined) params.push(after);
@@ -581,7 +577,19 @@ export class SqliteTx implements Tx {
     const sql = `SELECT name,${inoColumn('inode')},type FROM $edge WHERE parent=?${range} ORDER BY name LIMIT ?`;
     return this.st
       .all(sql, ...params)
-      .map(r => ({ name: r[0] as Uint8Array, ino: r[1] as number, type: r[2] as FileType }));
+      .map(r => ({ name: r[0] as Uint8Array, ino: r[1] as number, type: r[2] as FileType, cookie: 0 }));
+  }
+
+  /** A page of a listing, as {@link PageSource} wants it. What is known whole needs no query; what was read whole is known from now on. */
+  listPage(dir: Ino, after: Name | undefined, upto: Name | undefined, limit: number): RawEntry[] {
+    const whole = after === undefined && upto === undefined;
+    if (whole && this.#complete.has(dir)) {
+      const names = this.#edges.get(dir)!;
+      if (names.size < limit) return rawEntries(names);
+    }
+    const list = this.listNames(dir, after, upto, limit);
+    if (whole && list.length < limit && list.length <= LIST_FEW) this.#setComplete(dir, edgesOf(list));
+    return list;
   }
 
   symlink(ino: Ino): Step<Uint8Array | undefined> {
@@ -941,6 +949,19 @@ export class SqliteTx implements Tx {
     this.st.exec('INSERT INTO $change_log(entry) VALUES(?)', entry);
     return nothing;
   }
+}
+
+function edgesOf(list: readonly RawEntry[]): Map<string, Dentry> {
+  const names = new Map<string, Dentry>();
+  for (const e of list) names.set(nameKey(e.name), { ino: e.ino, type: e.type });
+  return names;
+}
+
+function rawEntries(names: ReadonlyMap<string, Dentry | null>): RawEntry[] {
+  const list: RawEntry[] = [];
+  for (const [key, entry] of names)
+    if (entry !== null) list.push({ name: Buffer.from(key, 'latin1'), ino: entry.ino, type: entry.type, cookie: 0 });
+  return list;
 }
 
 function toBytes(v: NonNullable<Row[number]>): Uint8Array {

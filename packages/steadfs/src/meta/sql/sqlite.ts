@@ -473,7 +473,7 @@ export class SqliteEngine {
   dirStream(ino: Ino, state: Parameters<MetaEngine['dirStream']>[1]): ReturnType<MetaEngine['dirStream']> {
     return pagedDirStream(
       {
-        page: (after, upto, limit) => this.read(() => this.#tx.listNames(ino, after, upto, limit)),
+        page: (after, upto, limit) => this.read(() => this.#tx.listPage(ino, after, upto, limit)),
         attributes: entries =>
           this.read(() => {
             const fetched = this.#tx.fetchNodes(entries.map(e => e.ino));
