@@ -257,7 +257,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
         enableCap: flags.bool('enable-cap'),
         enableSelinux: flags.bool('enable-selinux'),
         enableIoctl: flags.bool('enable-ioctl'),
-        atimeMode,
+        atimeMode: generic.includes('noatime') ? 'noatime' : atimeMode,
         defaultPermissions,
         ...(umask === undefined ? {} : { umask: Number.parseInt(umask, 8) }),
         ...(rootSquash ? { rootSquash } : {}),
