@@ -295,7 +295,7 @@ for (const engine of wanted) {
           for (const args of [['-r', '--strict', 'storm'], ['locked'], ['--raw', 'locked']]) {
             const [a, b] = CLIENTS.map(c => info(c, ...args.slice(0, -1), join(point(c), args.at(-1)!)));
             assert.equal(b, a, `${command} info ${args.join(' ')}`);
-            if (args[0] === 'locked') assert.match(a!, /flocks:[\s\S]*plocks:[\s\S]* R [\s\S]* W /);
+            if (args[0] === 'locked') assert.match(a!, /flocks:[\s\S]*plocks:[\s\S]* [RW] [\s\S]* [RW] /);
           }
         }
       } finally {
