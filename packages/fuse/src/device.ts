@@ -241,7 +241,9 @@ export class Device {
     if (!more) {
       const working = this.#receiver.working > 0;
       const time = working ? this.#nextAnswer : this.#nextRequest;
-      if (this.#lastTurn !== 0 && now - this.#lastTurn > PREEMPTED && this.stats.lastDrain < PREEMPTED / 2) {
+      // Work of ours may be part of the turn: an answer that was given after the drain (a commit) ends it.
+      const idle = Math.max(this.#lastTurn, this.#activity);
+      if (this.#lastTurn !== 0 && now - idle > PREEMPTED && this.stats.lastDrain < PREEMPTED / 2) {
         this.stats.preempted++;
         // Longer when it goes on; once in a while is no shortage.
         this.#coolFor = now - this.#coolUntil < 10 * this.#coolFor ? Math.min(this.#coolFor * 2, COOL_MAX) : 1;
