@@ -7,12 +7,13 @@
  * goals; felt: workloads as people meet them (workload.ts), --scale 1 for full size; idle: memory and CPU of a mount that nobody uses,
  * CPU per operation. --write puts the tables into RESULTS.md, with date and command.
  */
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus, release, tmpdir, totalmem } from 'node:os';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { abortMount, type Client, missing, openVolume, type Volume } from '../packages/steadfs/test/support/volume.ts';
 import { execute, onPath } from '../suites/harness.ts';
+import { machine, record } from './results.ts';
 
 const ROOT = resolve(import.meta.dirname, '..');
 
@@ -101,14 +102,6 @@ function table(samples: Samples, goals: Record<string, number>): string[] {
   return rows;
 }
 
-/** Replaces the section of this heading in RESULTS.md, or adds it. */
-function record(heading: string, lines: string[]): void {
-  const file = join(import.meta.dirname, 'RESULTS.md');
-  const text = existsSync(file) ? readFileSync(file, 'utf8') : '# Measured\n';
-  const sections = text.split(/^(?=## )/m).filter(section => !section.startsWith(`## ${heading}\n`));
-  writeFileSync(file, `${sections.map(s => s.trimEnd()).join('\n\n')}\n\n## ${heading}\n\n${lines.join('\n')}\n`);
-}
-
 async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
@@ -132,7 +125,6 @@ async function main(): Promise<number> {
   const scale = Number(values.scale);
   const rounds = Number(values.rounds);
   const command = `node bench/run.ts ${process.argv.slice(2).join(' ')}`;
-  const machine = `${cpus().length} × ${cpus()[0]?.model ?? '?'}, ${Math.round(totalmem() / 2 ** 30)} GiB, Linux ${release()}`;
   let failed = 0;
   const volumes = new Map<Client, Volume>();
   const fresh = (client: Client): Volume => {

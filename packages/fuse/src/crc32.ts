@@ -8,8 +8,8 @@ const TABLE = Int32Array.from({ length: 256 }, (_, n) => {
 });
 
 /** Unsigned. */
-export function crc32(bytes: Uint8Array): number {
+export function crc32(bytes: Uint8Array, from = 0, to = bytes.length): number {
   let crc = -1;
-  for (let i = 0; i < bytes.length; i++) crc = TABLE[(crc ^ bytes[i]!) & 255]! ^ (crc >>> 8);
+  for (let i = from; i < to; i++) crc = TABLE[(crc ^ bytes[i]!) & 255]! ^ (crc >>> 8);
   return ~crc >>> 0;
 }

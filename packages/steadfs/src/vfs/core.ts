@@ -233,7 +233,7 @@ export class Core {
    * before. Throws ENFILE, the caller still holding the inode.
    */
   openHandle(ctx: Context, inode: OpenInode, flags: number): Handle {
-    const before = this.handles.madeBy(ctx.op);
+    const before = this.handles.madeBy(ctx.op, ctx.replay);
     if (before !== undefined) {
       this.inodes.drop(inode);
       return before;

@@ -60,7 +60,8 @@ export function dirMethods(core: Core): DirMethods {
   }
 
   function opened(ctx: Context, ino: Ino, flags: number): OpenOut {
-    const handle = handles.madeBy(ctx.op) ?? handles.open(HandleKind.directory, ino, flags, ctx.op, ctx.uid, ctx.gid);
+    const handle =
+      handles.madeBy(ctx.op, ctx.replay) ?? handles.open(HandleKind.directory, ino, flags, ctx.op, ctx.uid, ctx.gid);
     return { fh: handle.fh, flags: 0 };
   }
 

@@ -39,8 +39,12 @@ export class Handles {
   readonly #records: Records;
   readonly #counters: Counters;
   readonly #byFh = new Map<number, Handle>();
-  /** Handles that were there at the start, by the request that opened them: it may come again. */
-  readonly #adopted = new Map<string, Handle>();
+  /** Records of handles that were there at the start and that nobody has asked for yet, by fh: a take-over has no time to make thousands of objects. */
+  readonly #untouched = new Map<number, number>();
+  /** Handles that were there at the start, by the request that opened them: it may come again. Made at the first question. */
+  #adopted: Map<string, number> | undefined;
+  /** Completes a handle that was there at the start when it is asked for first. */
+  attach: (handle: Handle) => void = () => {};
   /** Records that were not what they should be; they are left out. */
   damaged = 0;
 
@@ -48,48 +52,80 @@ export class Handles {
     this.#counters = counters;
     const r = capsule.records({ name: 'vfs.handles', version: 1, recordSize: SIZE, capacity: CAPACITY });
     this.#records = r;
-    for (const record of [...r.live()]) {
-      const at = r.offsetOf(record);
-      const v = r.view;
-      if (v.getUint32(at + 48, true) !== crc32(r.bytes.subarray(at + 4, at + 48))) {
+    const { cells, bytes } = r;
+    for (const record of r.live()) {
+      const at = record * SIZE;
+      if (cells.getUint32(at + 48) === crc32(bytes, at + 4, at + 48))
+        this.#untouched.set(cells.getFloat64(at + 8), record);
+      else {
         r.free(record);
         this.damaged++;
-        continue;
       }
-      const handle: Handle = {
-        fh: v.getFloat64(at + 8, true),
-        kind: r.state(record) as HandleKind,
-        ino: v.getFloat64(at + 16, true),
-        flags: v.getUint32(at + 4, true),
-        uid: v.getUint32(at + 40, true),
-        gid: v.getUint32(at + 44, true),
-        op: { kind: v.getUint32(at + 36, true), slot: v.getUint32(at + 32, true), seq: v.getFloat64(at + 24, true) },
-        record,
-        inode: undefined,
-        cursor: undefined,
-      };
-      this.#byFh.set(handle.fh, handle);
-      this.#adopted.set(opKey(handle.op), handle);
     }
   }
 
-  get size(): number {
-    return this.#byFh.size;
+  /** Tells of every handle that was there at the start and was not asked for yet. */
+  eachAdopted(visit: (kind: HandleKind, ino: Ino, flags: number, fh: number) => void): void {
+    const { cells } = this.#records;
+    for (const [fh, record] of this.#untouched) {
+      const at = record * SIZE;
+      visit(cells.getUint32(at) as HandleKind, cells.getFloat64(at + 16), cells.getUint32(at + 4), fh);
+    }
   }
 
-  values(): Iterable<Handle> {
-    return this.#byFh.values();
+  #touch(fh: number): Handle | undefined {
+    const record = this.#untouched.get(fh);
+    if (record === undefined) return undefined;
+    const { cells } = this.#records;
+    const at = record * SIZE;
+    const handle: Handle = {
+      fh,
+      kind: cells.getUint32(at) as HandleKind,
+      ino: cells.getFloat64(at + 16),
+      flags: cells.getUint32(at + 4),
+      uid: cells.getUint32(at + 40),
+      gid: cells.getUint32(at + 44),
+      op: this.#opOf(record),
+      record,
+      inode: undefined,
+      cursor: undefined,
+    };
+    this.#untouched.delete(fh);
+    this.#byFh.set(fh, handle);
+    this.attach(handle);
+    return handle;
+  }
+
+  #opOf(record: number): Op {
+    const { cells } = this.#records;
+    const at = record * SIZE;
+    return { kind: cells.getUint32(at + 36), slot: cells.getUint32(at + 32), seq: cells.getFloat64(at + 24) };
+  }
+
+  /** Inode of a handle. */
+  inoOf(fh: number): Ino | undefined {
+    const record = this.#untouched.get(fh);
+    return record === undefined ? this.#byFh.get(fh)?.ino : this.#records.cells.getFloat64(record * SIZE + 16);
+  }
+
+  get size(): number {
+    return this.#byFh.size + this.#untouched.size;
   }
 
   get(fh: number): Handle | undefined {
-    return this.#byFh.get(fh);
+    const handle = this.#byFh.get(fh);
+    return handle === undefined && this.#untouched.size > 0 ? this.#touch(fh) : handle;
   }
 
-  /** The handle that a repeated request made before the process died. */
-  madeBy(op: Op): Handle | undefined {
-    if (this.#adopted.size === 0) return undefined;
-    const handle = this.#adopted.get(opKey(op));
-    return handle !== undefined && this.#byFh.get(handle.fh) === handle ? handle : undefined;
+  /** The handle that a request made before the process died, when it is a repeated one (`replay`). */
+  madeBy(op: Op, replay = true): Handle | undefined {
+    if (!replay) return undefined;
+    this.#adopted ??= new Map([
+      ...[...this.#untouched].map(([fh, record]) => [opKey(this.#opOf(record)), fh] as const),
+      ...[...this.#byFh.values()].map(handle => [opKey(handle.op), handle.fh] as const),
+    ]);
+    const fh = this.#adopted.get(opKey(op));
+    return fh === undefined ? undefined : this.get(fh);
   }
 
   /** Throws ENFILE when a million are open. */
@@ -118,7 +154,7 @@ export class Handles {
   close(handle: Handle): void {
     if (!this.#byFh.delete(handle.fh)) return;
     this.#records.free(handle.record);
-    if (this.#adopted.size > 0) this.#adopted.delete(opKey(handle.op));
+    this.#adopted?.delete(opKey(handle.op));
   }
 }
 

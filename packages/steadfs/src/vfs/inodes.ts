@@ -39,6 +39,8 @@ export interface OpenInode {
   ownMtimensec: number;
 }
 
+/** More than there can be handles. */
+const WRITER = 2 ** 24;
 const SEEN_MAX = 65_536;
 const REMOVED_SIZE = 128;
 const REMOVED_MAX = 1 << 17;
@@ -47,6 +49,8 @@ const FORGOTTEN_MAX = 1024;
 
 export class Inodes {
   readonly #open = new Map<Ino, OpenInode>();
+  /** Open ones of the process before that nobody has asked for yet: handles, and those of them that may write times WRITER. */
+  readonly #adopted = new Map<Ino, number>();
   /** Of inodes that are closed; oldest first. */
   readonly #seen = new Map<Ino, Version>();
   readonly #removed = new Map<Ino, number>();
@@ -69,39 +73,55 @@ export class Inodes {
   }
 
   get openCount(): number {
-    return this.#open.size;
+    return this.#open.size + this.#adopted.size;
   }
 
   get(ino: Ino): OpenInode | undefined {
-    return this.#open.get(ino);
+    const inode = this.#open.get(ino);
+    return inode === undefined && this.#adopted.size > 0 ? this.#touch(ino) : inode;
   }
 
-  values(): Iterable<OpenInode> {
-    return this.#open.values();
+  isOpen = (ino: Ino): boolean => this.#open.has(ino) || this.#adopted.has(ino);
+
+  /** At the start: a handle of the process before. */
+  adopt(ino: Ino, mayWrite: boolean): void {
+    this.#adopted.set(ino, (this.#adopted.get(ino) ?? 0) + (mayWrite ? 1 + WRITER : 1));
   }
 
-  isOpen = (ino: Ino): boolean => this.#open.has(ino);
+  #touch(ino: Ino): OpenInode | undefined {
+    const count = this.#adopted.get(ino);
+    if (count === undefined) return undefined;
+    this.#adopted.delete(ino);
+    const inode = this.#make(ino);
+    inode.refs = count % WRITER;
+    inode.writers = Math.floor(count / WRITER);
+    // Whatever was not flushed before is flushed at the next close.
+    inode.dirty = true;
+    return inode;
+  }
+
+  #make(ino: Ino): OpenInode {
+    const inode: OpenInode = {
+      ino,
+      attr: undefined,
+      checked: Number.NEGATIVE_INFINITY,
+      refs: 0,
+      writers: 0,
+      removed: undefined,
+      dirty: false,
+      changes: 0,
+      seen: this.#seen.get(ino),
+      ownMtime: 0,
+      ownMtimensec: -1,
+      dropping: 0,
+    };
+    this.#open.set(ino, inode);
+    return inode;
+  }
 
   /** Counts one more handle or one about to be made. */
   hold(ino: Ino): OpenInode {
-    let inode = this.#open.get(ino);
-    if (inode === undefined) {
-      inode = {
-        ino,
-        attr: undefined,
-        checked: Number.NEGATIVE_INFINITY,
-        refs: 0,
-        writers: 0,
-        removed: undefined,
-        dirty: false,
-        changes: 0,
-        seen: this.#seen.get(ino),
-        dropping: 0,
-        ownMtime: 0,
-        ownMtimensec: -1,
-      };
-      this.#open.set(ino, inode);
-    }
+    const inode = this.get(ino) ?? this.#make(ino);
     inode.refs++;
     return inode;
   }
@@ -125,7 +145,7 @@ export class Inodes {
   /** Nothing is known any more of what the kernel's pages hold. */
   forgetSeen(ino: Ino): void {
     this.#seen.delete(ino);
-    const inode = this.#open.get(ino);
+    const inode = this.get(ino);
     if (inode !== undefined) inode.seen = undefined;
   }
 
@@ -134,7 +154,7 @@ export class Inodes {
    * what another client may have written.)
    */
   ownChange(ino: Ino, attr: Attr): void {
-    const inode = this.#open.get(ino);
+    const inode = this.get(ino);
     const seen = inode === undefined ? this.#seen.get(ino) : inode.seen;
     if (seen === undefined || seen.mtime !== attr.mtime || seen.mtimensec !== attr.mtimensec) return;
     if (seen.length !== attr.length) return;
@@ -202,7 +222,7 @@ export class Inodes {
   /** The inode has a name again (a removed file that was linked). */
   revive(ino: Ino): void {
     this.#dropRemoved(ino);
-    const inode = this.#open.get(ino);
+    const inode = this.get(ino);
     if (inode !== undefined) inode.removed = false;
   }
 }

@@ -17,7 +17,8 @@ export function openInternal(core: Core, ctx: Context, ino: Ino, flags: number):
   const bits = ctx.uid === attr.uid ? attr.mode >> 6 : ctx.gid === attr.gid ? attr.mode >> 3 : attr.mode;
   if (ctx.uid !== 0 && (bits & 4) === 0) throw EACCES;
   const handle =
-    core.handles.madeBy(ctx.op) ?? core.handles.open(HandleKind.internal, ino, flags, ctx.op, ctx.uid, ctx.gid);
+    core.handles.madeBy(ctx.op, ctx.replay) ??
+    core.handles.open(HandleKind.internal, ino, flags, ctx.op, ctx.uid, ctx.gid);
   if (ino === ACCESSLOG_INO) core.accessLog.open(handle.fh);
   const out = { fh: handle.fh, flags: FOPEN_DIRECT_IO };
   if (ino === ACCESSLOG_INO || ino === CONTROL_INO) return out;

@@ -258,7 +258,7 @@ export function ioMethods(core: Core): IoMethods {
     if (core.isInternal(ino)) return openInternal(core, ctx, ino, flags);
     if (writes(flags) || (flags & O_TRUNC) !== 0) core.mayWrite();
     if (ctx.replay) {
-      const before = handles.madeBy(ctx.op);
+      const before = handles.madeBy(ctx.op, ctx.replay);
       if (before !== undefined) return { fh: before.fh, flags: 0 };
     }
     const inode = inodes.hold(ino);

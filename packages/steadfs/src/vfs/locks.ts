@@ -46,7 +46,10 @@ const POLL_MOST = 200;
 export class Locks {
   readonly #engine: MetaEngine;
   readonly #records: Records;
+  readonly #inoOf: (fh: number) => Ino | undefined;
   readonly #owners = new Map<Ino, Owner[]>();
+  /** Records of the process before that are not in #owners yet; undefined: nobody has looked. */
+  #left: number[] | undefined;
   readonly #waiting = new Set<Waiter>();
   /** The search for a deadlock that was asked for last. */
   #searching: Promise<unknown> = Promise.resolve();
@@ -55,13 +58,30 @@ export class Locks {
     this.#engine = engine;
     const r = capsule.records({ name: 'vfs.lockowners', version: 1, recordSize: SIZE, capacity: 1 << 18 });
     this.#records = r;
-    for (const record of [...r.live()]) {
+    this.#inoOf = inoOf;
+  }
+
+  /**
+   * Takes in up to `count` of the owners that were there at the start; false when there are no more. The first use of the table does all that is left, so this is
+   * called while nobody waits for it.
+   */
+  adopt(count = Number.POSITIVE_INFINITY): boolean {
+    const r = this.#records;
+    this.#left ??= [...r.live()];
+    for (; count > 0 && this.#left.length > 0; count--) {
+      const record = this.#left.pop()!;
       const at = r.offsetOf(record);
       const fh = r.view.getFloat64(at + 8, true);
-      const ino = inoOf(fh);
+      const ino = this.#inoOf(fh);
       if (ino === undefined) r.free(record);
       else this.#add(ino, { record, kind: r.state(record), fh, owner: r.view.getBigUint64(at + 16, true) });
     }
+    return this.#left.length > 0;
+  }
+
+  #of(ino: Ino): readonly Owner[] | undefined {
+    if (this.#left === undefined || this.#left.length > 0) this.adopt();
+    return this.#owners.get(ino);
   }
 
   get waiting(): number {
@@ -76,7 +96,7 @@ export class Locks {
 
   /** Notes that the owner may hold locks. Throws ENOLCK when there is no room. */
   #note(ino: Ino, kind: number, fh: number, owner: bigint): void {
-    for (const o of this.#owners.get(ino) ?? []) if (o.kind === kind && o.fh === fh && o.owner === owner) return;
+    for (const o of this.#of(ino) ?? []) if (o.kind === kind && o.fh === fh && o.owner === owner) return;
     const r = this.#records;
     const record = r.alloc();
     if (record === undefined) throw ENOLCK;
@@ -88,7 +108,7 @@ export class Locks {
   }
 
   #remove(ino: Ino, gone: (o: Owner) => boolean): void {
-    const list = this.#owners.get(ino);
+    const list = this.#of(ino);
     if (list === undefined) return;
     const left = list.filter(o => {
       if (!gone(o)) return true;
@@ -133,7 +153,7 @@ export class Locks {
   }
 
   #holds(ino: Ino, kind: number, owner: bigint): boolean {
-    return this.#owners.get(ino)?.some(o => o.kind === kind && o.owner === owner) ?? false;
+    return this.#of(ino)?.some(o => o.kind === kind && o.owner === owner) ?? false;
   }
 
   /** False when somebody else holds it. */
@@ -188,7 +208,7 @@ export class Locks {
 
   /** The last descriptor of the handle is closed: its flock and OFD locks go. */
   release(op: Op, ino: Ino, fh: number): Promise<void> | undefined {
-    const list = this.#owners.get(ino)?.filter(o => o.fh === fh);
+    const list = this.#of(ino)?.filter(o => o.fh === fh);
     if (list === undefined || list.length === 0) return undefined;
     return this.#release(op, ino, fh, list);
   }

@@ -159,7 +159,7 @@ export function nameMethods(core: Core): NameMethods {
         core.touched();
         let attr = r.attr;
         let keep = false;
-        if (core.handles.madeBy(ctx.op) !== undefined) {
+        if (core.handles.madeBy(ctx.op, ctx.replay) !== undefined) {
           // Repeated, and done but for the answer.
           attr = await core.current(ctx, r.ino, attr);
         } else if (r.created) {

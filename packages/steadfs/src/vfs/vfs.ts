@@ -20,7 +20,7 @@ import type { Log } from '../observe/log.ts';
 import type { Metrics } from '../observe/metrics.ts';
 import { AccessLog } from './accesslog.ts';
 import { ControlFiles } from './control.ts';
-import { Core } from './core.ts';
+import { Core, writes } from './core.ts';
 import { Counters } from './counters.ts';
 import { credOf } from './cred.ts';
 import { dirMethods } from './dirs.ts';
@@ -116,7 +116,7 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
     handles,
     inodes,
     items,
-    locks: new Locks(engine, capsule, fh => handles.get(fh)?.ino),
+    locks: new Locks(engine, capsule, fh => handles.inoOf(fh)),
     counters,
     internals: internals(parts.options, root),
     accessLog,
@@ -156,18 +156,19 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
 
     async start() {
       const control: number[] = [];
-      for (const handle of handles.values()) {
-        if (handle.kind === HandleKind.file) {
-          handle.inode = inodes.hold(handle.ino);
-          // Whatever was not flushed before is flushed at the next close.
-          handle.inode.dirty = true;
-          if ((handle.flags & 3) !== 0) handle.inode.writers++;
-        } else if (handle.kind === HandleKind.internal && handle.ino === CONTROL_INO) control.push(handle.fh);
-      }
-      for (const owner of [...items.owners()]) if (handles.get(owner) === undefined) items.clear(owner);
+      handles.attach = handle => {
+        if (handle.kind === HandleKind.file) handle.inode = inodes.get(handle.ino);
+      };
+      handles.eachAdopted((kind, ino, flags, fh) => {
+        if (kind === HandleKind.file) inodes.adopt(ino, writes(flags));
+        else if (kind === HandleKind.internal && ino === CONTROL_INO) control.push(fh);
+      });
+      for (const owner of [...items.owners()]) if (handles.inoOf(owner) === undefined) items.clear(owner);
       if (handles.damaged > 0) log.error(`${handles.damaged} handles of the capsule are damaged and closed`);
       await data.recover();
       core.control.resume(control);
+      const adoptLocks = () => core.locks.adopt(500) && setImmediate(adoptLocks);
+      setImmediate(adoptLocks);
       heartbeat = setInterval(() => {
         engine.heartbeat().catch(e => log.warn({ err: e as Error }, 'the heartbeat failed'));
       }, parts.options.heartbeat * 1000);

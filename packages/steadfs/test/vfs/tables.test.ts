@@ -132,3 +132,44 @@ test('fresh attributes tell own changes from foreign ones', () =>
     assert.equal(learn(inode, at(3, 31), undefined, inode.changes - 1), 'ours');
     assert.equal(inode.attr?.length, 50);
   }));
+
+test('what is open is known after a restart, each handle and inode made when it is asked for', () =>
+  withCapsule((capsule, again) => {
+    const first = new Handles(capsule, new Counters(capsule));
+    const opened = Array.from({ length: 2000 }, (_, i) =>
+      first.open(HandleKind.file, 10 + (i % 500), i % 2, op(i % 100, i), 0, 0),
+    );
+    const capsule2 = again();
+    const handles = new Handles(capsule2, new Counters(capsule2));
+    const inodes = new Inodes(capsule2);
+    let attached = 0;
+    handles.attach = handle => {
+      attached++;
+      handle.inode = inodes.get(handle.ino);
+    };
+    handles.eachAdopted((kind, ino, flags) => {
+      assert.equal(kind, HandleKind.file);
+      inodes.adopt(ino, flags === 1);
+    });
+    assert.deepEqual([handles.size, inodes.openCount, attached], [2000, 500, 0]);
+    assert.deepEqual([10, 509, 9, 510].map(inodes.isOpen), [true, true, false, false]);
+    assert.equal(handles.inoOf(opened[7]!.fh), 17);
+    const handle = handles.get(opened[7]!.fh)!;
+    assert.deepEqual({ ...handle, inode: undefined }, { ...opened[7]! });
+    assert.deepEqual(
+      [handle.inode!.ino, handle.inode!.refs, handle.inode!.writers, handle.inode!.dirty],
+      [17, 4, 4, true],
+    );
+    assert.equal(handles.get(handle.fh), handle);
+    assert.equal(inodes.hold(18).refs, 5);
+    assert.equal(handles.madeBy(op(9, 9), false), undefined);
+    assert.equal(handles.madeBy(op(9, 9))!.fh, opened[9]!.fh);
+    assert.equal(handles.madeBy(op(7, 7)), handle);
+    for (const { fh } of opened) {
+      const h = handles.get(fh)!;
+      handles.close(h);
+      inodes.drop(h.inode!);
+    }
+    assert.deepEqual([handles.size, inodes.openCount, attached], [0, 1, 2000]);
+    assert.equal(new Handles(again(), new Counters(again())).size, 0);
+  }));
