@@ -34,6 +34,7 @@ import { Locks } from './locks.ts';
 import type { MountOptions } from './mount-options.ts';
 import { nameMethods } from './names.ts';
 import { runJobs } from './treeops.ts';
+import { ownPeriod } from './upkeep.ts';
 import { xattrMethods } from './xattrs.ts';
 
 /** Sections of ours, with the newest layout that is read: a capsule with others is refused. */
@@ -171,7 +172,7 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
       setImmediate(adoptLocks);
       heartbeat = setInterval(() => {
         engine.heartbeat().catch(e => log.warn({ err: e as Error }, 'the heartbeat failed'));
-      }, parts.options.heartbeat * 1000);
+      }, ownPeriod(parts.options.heartbeat));
       heartbeat.unref();
       return { handles: handles.size, jobs: core.control.running };
     },
