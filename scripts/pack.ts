@@ -29,7 +29,7 @@ const ROOT = resolve(import.meta.dirname, '..');
 const FUSE = join(ROOT, 'packages/fuse');
 const STEADFS = join(ROOT, 'packages/steadfs');
 /** Beside these, everything that steadfs depends on is in its bundle. */
-const NATIVE = ['koffi', '@node-rs/crc32'];
+const NATIVE = ['koffi', '@node-rs/crc32', 'lz4-napi'];
 
 interface Manifest {
   name: string;

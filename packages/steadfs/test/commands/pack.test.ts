@@ -87,7 +87,7 @@ test('steadfs: the launcher of the package formats, mounts and unmounts', { skip
     succeeds('tar', ['xzf', tarballs.steadfs]);
     const modules = join(scratch, 'package/node_modules');
     mkdirSync(modules);
-    for (const name of ['koffi', '@koromix', '@node-rs'])
+    for (const name of ['koffi', '@koromix', '@node-rs', 'lz4-napi', '@antoniomuso'])
       if (existsSync(join(repository, 'node_modules', name)))
         symlinkSync(join(repository, 'node_modules', name), join(modules, name));
     steadfs = join(scratch, 'package/bin/steadfs');
