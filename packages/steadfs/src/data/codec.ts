@@ -44,7 +44,12 @@ const settled =
 const zstd: Algorithm = {
   compress: block =>
     new Promise((resolve, reject) =>
-      zlib.zstdCompress(block, { params: { [zlib.constants.ZSTD_c_compressionLevel]: 1 } }, settled(resolve, reject)),
+      // The frame tells its content's length: the Go client makes room by it, and cannot read one without.
+      zlib.zstdCompress(
+        block,
+        { pledgedSrcSize: block.length, params: { [zlib.constants.ZSTD_c_compressionLevel]: 1 } },
+        settled(resolve, reject),
+      ),
     ),
   decompress: (stored, size) =>
     new Promise((resolve, reject) => zlib.zstdDecompress(stored, { maxOutputLength: size }, settled(resolve, reject))),

@@ -15,17 +15,20 @@ import { EDQUOT, EFBIG, EINVAL, EIO, ENOENT, ENOSPC, EPERM, EROFS, type Errno, e
 import { faultPoint } from '@steadfs/fuse/fault';
 import type { Attr } from '../format/attr.ts';
 import type { Ino } from '../format/ino.ts';
-import { CHUNK_SIZE, type Slice as SliceRec } from '../format/slice.ts';
+import { CHUNK_SIZE } from '../format/slice.ts';
 import { now } from '../meta/clock.ts';
 import { type MetaEngine, OpKind, type TimeSet, type WriteResult } from '../meta/engine.ts';
-import { StoreError } from '../object/store.ts';
-import { type BlockLayout, blockCount, blockKey, blockLength } from './blocks.ts';
+import { type BlockLayout, blockCount, blockKey } from './blocks.ts';
 import type { BlockCache, Segment } from './cache.ts';
 import type { ChunkLists } from './chunk-lists.ts';
+import { type Chunk, type Extent, type File, firstAfter, makeSlice, recordsOf, type Slice } from './dirty.ts';
 import type { PendingAttr, Waiting } from './file-data.ts';
 import { type Journal, KILL_SUIDGID, SliceState } from './journal.ts';
 import { type Memory, type Run, roundToPages } from './memory.ts';
 import { sleep, type Transfer } from './transfer.ts';
+import { createTrouble, RETRY_FIRST, RETRY_MAX, text } from './trouble.ts';
+import { createUnsynced } from './unsynced.ts';
+import { createUploads } from './uploads.ts';
 import { patiently } from './waiting.ts';
 
 /** Shorter data is copied behind its predecessor instead of taking the request's pages. */
@@ -37,97 +40,10 @@ const RECORDS_PER_SLICE = 1000;
 /** ms without a write to the file, and since the chunk's first, after which open data is flushed. */
 const IDLE = 1000;
 const AGE = 15_000;
-/** Failures in a row after which a flush is told, by the kind of failure; the data stays and the tries go on. Others are waited for. */
-const TELL_AFTER: Partial<Record<string, number>> = {
-  'no-space': 3,
-  denied: 4,
-  invalid: 4,
-  'not-found': 4,
-  'too-large': 4,
-};
-const RETRY_FIRST = 25;
-const RETRY_MAX = 10_000;
 /** `juicefs gc` removes unreferenced objects after an hour: blocks that wait for their commit that long are uploaded again. */
 const UPLOAD_VALID = 45 * 60_000;
-/** Keys of objects not synced that are remembered; more, and the whole store is synced. */
-const UNSYNCED_MAX = 50_000;
 /** Slice ids fetched at once. */
 const ID_BATCH = 256;
-
-export interface Extent {
-  rec: number;
-  pos: number;
-  len: number;
-  /** Arena offset. */
-  at: number;
-  run: Run;
-  /** Offset in the slice. */
-  off: number;
-}
-
-interface Slice {
-  rec: number;
-  seq: number;
-  id: number;
-  chunk: Chunk;
-  /** In order of `off`; a growing slice's are contiguous in the chunk too. */
-  extents: Extent[];
-  size: number;
-  /** First position and end, in the chunk. */
-  from: number;
-  to: number;
-  complete: boolean;
-  /** Blocks whose upload has begun, and those that are in the store. */
-  begun: number;
-  done: Set<number>;
-  failures: number;
-  uploadedAt: number;
-  /** PUTs under way. */
-  inFlight: number;
-  committing: boolean;
-  /** The file is gone, or the commit was refused. */
-  dropped: boolean;
-  /** To be released when its last PUT has ended. */
-  releasing: boolean;
-  /** Objects to be deleted then. */
-  garbage: string[];
-  /** fsync wants the objects on the disk: not yet asked, under way, done. */
-  durable: 'no' | 'wanted' | 'syncing' | 'done';
-  /** Why a flush is told instead of waiting on. */
-  stuck: Errno | undefined;
-  waiters: (() => void)[];
-  settled: boolean;
-}
-
-interface Chunk {
-  file: File;
-  index: number;
-  open: Extent[];
-  openBytes: number;
-  /** With this many open bytes the next search for whole blocks is worth it. */
-  scanAt: number;
-  since: number;
-  slices: Slice[];
-}
-
-interface File {
-  ino: Ino;
-  rec: number;
-  chunks: Map<number, Chunk>;
-  mtime: TimeSet;
-  /** Time of the last write. */
-  ctime: TimeSet;
-  kill: boolean;
-  tier: number;
-  /** ms of the last write. */
-  last: number;
-  /** Committed length as far as known. */
-  length: number;
-  error: Errno | undefined;
-  told: boolean;
-  frozen: { from: number; to: number }[];
-  unfreeze: (() => void)[];
-}
 
 export interface WriterOptions {
   meta: MetaEngine;
@@ -198,14 +114,29 @@ export function createWriter(options: WriterOptions): Writer {
   const writers: (() => void)[] = [];
   /** Arena offsets of the runs that recovery claimed. */
   const recoveredRuns = new Set<number>();
-  const unsynced = new Map<Ino, string[]>();
-  let unsyncedCount = 0;
-  /** Objects of a process before us, or too many to remember: the next fsync syncs the store. */
-  let unsyncedElsewhere = false;
   let timer: NodeJS.Timeout | undefined;
   let stopped = false;
-  let trouble: { since: number; message: string } | undefined;
 
+  const trouble = createTrouble(options.trouble);
+  const { failing, recovered } = trouble;
+  const unsynced = createUnsynced({
+    trouble,
+    syncObjects: options.syncObjects,
+    syncStore: options.syncStore,
+  });
+  const uploads = createUploads({
+    memory,
+    journal,
+    transfer,
+    layout,
+    trouble,
+    uploaded,
+    idle: release,
+    stuck(slice) {
+      wake(slice);
+      if (slice.stuck === ENOSPC) for (const go of writers.splice(0)) go();
+    },
+  });
   memory.freed = wakeWriters;
 
   // ── files and chunks ────────────────────────────────────────────────────────────────────────────────────────────
@@ -345,7 +276,7 @@ export function createWriter(options: WriterOptions): Writer {
 
   /** A store that is full and will not take what fills the memory: writers are told instead of waiting for ever. */
   function firstStuck(): Errno | undefined {
-    if (trouble === undefined) return undefined;
+    if (trouble.now === undefined) return undefined;
     for (const file of files.values())
       for (const chunk of file.chunks.values()) for (const s of chunk.slices) if (s.stuck === ENOSPC) return ENOSPC;
     return undefined;
@@ -422,22 +353,6 @@ export function createWriter(options: WriterOptions): Writer {
     }
     if (chunk.openBytes >= chunk.scanAt) carve(chunk);
     return true;
-  }
-
-  /** Index of the first extent that ends behind `pos`. */
-  function firstAfter(list: readonly Extent[], pos: number): number {
-    let high = list.length;
-    if (high === 0) return 0;
-    const last = list[high - 1]!;
-    if (last.pos + last.len <= pos) return high;
-    let low = 0;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      const e = list[middle]!;
-      if (e.pos + e.len <= pos) low = middle + 1;
-      else high = middle;
-    }
-    return low;
   }
 
   /** Puts bytes where nothing is open, before index `i`. Answers how many extents were inserted, -1 without memory. */
@@ -526,7 +441,7 @@ export function createWriter(options: WriterOptions): Writer {
         assign(chunk, slice, i, count + 1);
         journal.setBegun(slice.rec, ++slice.begun);
         faultPoint('slice.block-begun');
-        queue.push({ slice, block: slice.begun - 1 });
+        uploads.push(slice, slice.begun - 1);
         moved = true;
         if (slice.to === CHUNK_SIZE) complete(slice);
       }
@@ -537,7 +452,7 @@ export function createWriter(options: WriterOptions): Writer {
     chunk.scanAt = Math.max(bs, chunk.openBytes + Math.min(bs, 1024 * 1024));
     if (open.length === 0) closeOpen(chunk);
     else if (chunk.openBytes < bs) chunk.scanAt = bs;
-    pump();
+    uploads.pump();
   }
 
   /** True when no later slice of the chunk overlaps [slice.to, end). */
@@ -587,33 +502,6 @@ export function createWriter(options: WriterOptions): Writer {
     return slice;
   }
 
-  function makeSlice(chunk: Chunk, rec: number, seq: number, id: number, from: number): Slice {
-    return {
-      rec,
-      seq,
-      id,
-      chunk,
-      extents: [],
-      size: 0,
-      from,
-      to: from,
-      complete: false,
-      begun: 0,
-      done: new Set(),
-      failures: 0,
-      uploadedAt: 0,
-      inFlight: 0,
-      committing: false,
-      dropped: false,
-      releasing: false,
-      garbage: [],
-      durable: 'no',
-      stuck: undefined,
-      waiters: [],
-      settled: false,
-    };
-  }
-
   /** Moves `count` open extents from index `i` on to the end of the slice. */
   function assign(chunk: Chunk, slice: Slice, i: number, count: number): void {
     const moved = chunk.open.splice(i, count);
@@ -631,7 +519,7 @@ export function createWriter(options: WriterOptions): Writer {
   function complete(slice: Slice): void {
     slice.complete = true;
     journal.completeSlice(slice.rec, slice.size);
-    for (; slice.begun < blockCount(layout, slice.size); slice.begun++) queue.push({ slice, block: slice.begun });
+    for (; slice.begun < blockCount(layout, slice.size); slice.begun++) uploads.push(slice, slice.begun);
     if (slice.done.size === blockCount(layout, slice.size)) uploaded(slice);
   }
 
@@ -651,7 +539,7 @@ export function createWriter(options: WriterOptions): Writer {
     while (chunk.open.length > 0) {
       const slice = newSlice(chunk, chunk.open[0]!.pos);
       if (slice === undefined) {
-        pump();
+        uploads.pump();
         return false;
       }
       let count = 0;
@@ -666,7 +554,7 @@ export function createWriter(options: WriterOptions): Writer {
       complete(slice);
     }
     closeOpen(chunk);
-    pump();
+    uploads.pump();
     return true;
   }
 
@@ -736,123 +624,6 @@ export function createWriter(options: WriterOptions): Writer {
     if (memory.dirty - openTotal > pressure) for (const chunk of [...openChunks]) freezeChunk(chunk);
   }
 
-  // ── upload ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-  const queue: { slice: Slice; block: number }[] = [];
-  /** Failed blocks with the timer of their next try. */
-  const resting = new Map<NodeJS.Timeout, { slice: Slice; block: number }>();
-
-  function pump(): void {
-    let next = 0;
-    while (next < queue.length && transfer.canUpload) {
-      const { slice, block } = queue[next++]!;
-      if (!slice.dropped) void upload(slice, block);
-    }
-    if (next > 0) queue.splice(0, next);
-  }
-
-  function upload(slice: Slice, block: number): void {
-    const from = block * bs;
-    const length = slice.complete ? blockLength(layout, slice.size, block) : bs;
-    const pieces: Uint8Array[] = [];
-    let i = lastAtOrBefore(slice.extents, from);
-    for (let at = from; at < from + length; i++) {
-      const e = slice.extents[i]!;
-      const skip = at - e.off;
-      const k = Math.min(e.len - skip, from + length - at);
-      const start = e.at + skip;
-      const before = pieces.at(-1);
-      // Pages that lie side by side go out as one piece.
-      if (before !== undefined && before.byteOffset + before.length === arena.bytes.byteOffset + start)
-        pieces[pieces.length - 1] = arena.bytes.subarray(start - before.length, start + k);
-      else pieces.push(arena.bytes.subarray(start, start + k));
-      at += k;
-    }
-    // The name holds the block's length: for a block of a growing slice that is a whole one.
-    const key = blockKey(layout, slice.id, slice.complete ? slice.size : from + bs, block);
-    slice.inFlight++;
-    faultPoint('upload.before-put');
-    transfer
-      .put(key, pieces, length, slice.chunk.file.tier, () => {
-        slice.inFlight--;
-        if (slice.releasing) release(slice);
-      })
-      .then(
-        () => {
-          faultPoint('upload.put');
-          recovered();
-          slice.failures = 0;
-          slice.done.add(block);
-          if (slice.done.size === 1) slice.uploadedAt = Date.now();
-          if (!slice.dropped) {
-            if (slice.done.size === 1) journal.setUploadedAt(slice.rec, slice.uploadedAt);
-            faultPoint('upload.time-noted');
-            journal.setBlockDone(slice.rec, block);
-            faultPoint('upload.noted');
-            if (slice.complete && slice.done.size === blockCount(layout, slice.size)) uploaded(slice);
-          }
-          pump();
-        },
-        (error: unknown) => {
-          uploadFailed(slice, block, error);
-          pump();
-        },
-      );
-  }
-
-  function lastAtOrBefore(list: readonly Extent[], off: number): number {
-    let low = 0;
-    let high = list.length - 1;
-    while (low < high) {
-      const middle = (low + high + 1) >> 1;
-      if (list[middle]!.off <= off) low = middle;
-      else high = middle - 1;
-    }
-    return low;
-  }
-
-  function uploadFailed(slice: Slice, block: number, error: unknown): void {
-    const kind = error instanceof StoreError ? error.kind : 'io';
-    failing(text(error));
-    if (slice.dropped) return;
-    slice.failures++;
-    if (slice.failures >= (TELL_AFTER[kind] ?? Number.POSITIVE_INFINITY)) {
-      slice.stuck = kind === 'no-space' ? ENOSPC : EIO;
-      wake(slice);
-      if (slice.stuck === ENOSPC) for (const go of writers.splice(0)) go();
-    }
-    if (stopped) return;
-    const pause = Math.min(RETRY_MAX, RETRY_FIRST * 2 ** Math.min(slice.failures, 10)) * (0.75 + Math.random() / 2);
-    const again = setTimeout(() => {
-      resting.delete(again);
-      queue.push({ slice, block });
-      pump();
-    }, pause);
-    resting.set(again, { slice, block });
-  }
-
-  /** Tries now what rests after a failure. */
-  function kick(file: File): void {
-    for (const [again, job] of resting) {
-      if (job.slice.chunk.file !== file) continue;
-      clearTimeout(again);
-      resting.delete(again);
-      queue.push(job);
-    }
-    pump();
-  }
-
-  function failing(message: string): void {
-    if (trouble === undefined) trouble = { since: Date.now(), message };
-    else trouble.message = message;
-    options.trouble(message);
-  }
-  function recovered(): void {
-    if (trouble === undefined) return;
-    trouble = undefined;
-    options.trouble(undefined);
-  }
-
   // ── commit ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
   /** All blocks are in the store. */
@@ -899,8 +670,8 @@ export function createWriter(options: WriterOptions): Writer {
     if (Date.now() - slice.uploadedAt > UPLOAD_VALID) {
       slice.done.clear();
       journal.clearBlocksDone(slice.rec);
-      for (let block = 0; block < slice.begun; block++) queue.push({ slice, block });
-      pump();
+      for (let block = 0; block < slice.begun; block++) uploads.push(slice, block);
+      uploads.pump();
       return;
     }
     if (heldByOthers(slice, file)) return;
@@ -968,7 +739,7 @@ export function createWriter(options: WriterOptions): Writer {
         lists.appended(file.ino, chunk.index, records, result.records);
         if (slice.durable === 'no' || slice.durable === 'wanted') {
           if (slice.durable === 'wanted') syncSlice(slice);
-          else remember(file.ino, keysOf(slice));
+          else unsynced.remember(file.ino, keysOf(slice));
         }
         recovered();
         // The caller of fsync asks for this next; begun now, it runs beside the sync of the objects. Its own call tells of a failure.
@@ -1005,17 +776,6 @@ export function createWriter(options: WriterOptions): Writer {
   function next(file: File, chunk: Chunk): void {
     tryCommit(chunk);
     if (file.chunks.size > 0) for (const other of [...file.chunks.values()]) if (other !== chunk) tryCommit(other);
-  }
-
-  /** One record for each contiguous piece. */
-  function recordsOf(slice: Slice): SliceRec[] {
-    const records: SliceRec[] = [];
-    for (const e of slice.extents) {
-      const last = records.at(-1);
-      if (last !== undefined && last.pos + last.len === e.pos && last.off + last.len === e.off) last.len += e.len;
-      else records.push({ pos: e.pos, id: slice.id, size: slice.size, off: e.off, len: e.len });
-    }
-    return records;
   }
 
   /** The slice is committed: its bytes become cached blocks, its records are free. */
@@ -1097,62 +857,6 @@ export function createWriter(options: WriterOptions): Writer {
 
   // ── fsync ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  function remember(ino: Ino, keys: string[]): void {
-    if (unsyncedElsewhere) return;
-    let list = unsynced.get(ino);
-    if (list === undefined) {
-      list = [];
-      unsynced.set(ino, list);
-    }
-    for (const key of keys) list.push(key);
-    unsyncedCount += keys.length;
-    if (unsyncedCount > UNSYNCED_MAX) {
-      unsynced.clear();
-      unsyncedCount = 0;
-      unsyncedElsewhere = true;
-    }
-  }
-
-  /** Objects of the file that were stored without an fsync. Throws EIO (ENOSPC) when the store cannot make them durable. */
-  async function syncUnsynced(ino: Ino): Promise<void> {
-    if (unsyncedElsewhere) {
-      unsyncedElsewhere = false;
-      try {
-        await persistently(options.syncStore);
-      } catch (error) {
-        unsyncedElsewhere = true;
-        throw error;
-      }
-    }
-    const keys = unsynced.get(ino);
-    if (keys === undefined) return;
-    unsynced.delete(ino);
-    unsyncedCount -= keys.length;
-    try {
-      await persistently(() => options.syncObjects(keys));
-    } catch (error) {
-      remember(ino, keys);
-      throw error;
-    }
-  }
-
-  async function persistently(work: () => Promise<void>): Promise<void> {
-    for (let tries = 1; ; tries++) {
-      try {
-        return await work();
-      } catch (error) {
-        failing(text(error));
-        if (tries < 6 && !stopped && !(error instanceof StoreError && !error.retry)) {
-          await sleep(RETRY_FIRST * 4 ** tries);
-          continue;
-        }
-        throw error instanceof StoreError && error.kind === 'no-space'
-          ? ENOSPC
-          : EIO.because('fsync of objects', error);
-      }
-    }
-  }
-
   async function settleSlice(slice: Slice, waiting: Waiting | undefined): Promise<void> {
     slice.stuck = undefined;
     while (!(slice.settled && slice.durable !== 'syncing')) {
@@ -1178,7 +882,7 @@ export function createWriter(options: WriterOptions): Writer {
         if (s.complete && !s.committing && s.done.size === blockCount(layout, s.size)) syncSlice(s);
       }
     }
-    if (resting.size > 0) kick(file);
+    uploads.kick(file);
     for (const s of slices) await settleSlice(s, waiting);
   }
 
@@ -1202,7 +906,7 @@ export function createWriter(options: WriterOptions): Writer {
   // ── recovery ────────────────────────────────────────────────────────────────────────────────────────────────────
 
   async function recover(): Promise<void> {
-    unsyncedElsewhere = true;
+    unsynced.unknown();
     for (const w of journal.writers()) {
       const file = newFile(w.ino);
       file.rec = w.rec;
@@ -1309,11 +1013,11 @@ export function createWriter(options: WriterOptions): Writer {
     for (const file of [...files.values()])
       for (const chunk of [...file.chunks.values()]) {
         for (const slice of chunk.slices)
-          for (let block = 0; block < slice.begun; block++) if (!slice.done.has(block)) queue.push({ slice, block });
+          for (let block = 0; block < slice.begun; block++) if (!slice.done.has(block)) uploads.push(slice, block);
         tryCommit(chunk);
       }
     if (openChunks.size > 0) arm(IDLE);
-    pump();
+    uploads.pump();
     faultPoint('recover.done');
   }
 
@@ -1341,7 +1045,7 @@ export function createWriter(options: WriterOptions): Writer {
     write,
     dirtyMax,
     get trouble() {
-      return trouble;
+      return trouble.now;
     },
 
     overlay(ino, index, from, to, found, gap) {
@@ -1399,7 +1103,7 @@ export function createWriter(options: WriterOptions): Writer {
         if (file.chunks.size > 0) await settle(file, [...file.chunks.values()], waiting, durable);
         if (file.error !== undefined) throw told(file);
       }
-      if (durable) await patiently(syncUnsynced(ino), waiting);
+      if (durable) await patiently(unsynced.sync(ino), waiting);
     },
 
     async freeze(ino, offset, length) {
@@ -1439,11 +1143,7 @@ export function createWriter(options: WriterOptions): Writer {
     },
 
     drop(ino) {
-      const keys = unsynced.get(ino);
-      if (keys !== undefined) {
-        unsynced.delete(ino);
-        unsyncedCount -= keys.length;
-      }
+      unsynced.forget(ino);
       const file = files.get(ino);
       if (file === undefined) return;
       file.error = undefined;
@@ -1462,9 +1162,8 @@ export function createWriter(options: WriterOptions): Writer {
     async shutdown() {
       stopped = true;
       clearTimeout(timer);
-      for (const again of resting.keys()) clearTimeout(again);
-      resting.clear();
-      queue.length = 0;
+      uploads.stop();
+      unsynced.stop();
     },
   };
   return writer;
@@ -1472,5 +1171,3 @@ export function createWriter(options: WriterOptions): Writer {
 
 /** What makes a commit fail for good: the data is given up and the error reported. */
 const FINAL = new Set([ENOENT, ENOSPC, EDQUOT, EFBIG, EPERM, EINVAL, EROFS].map(e => e.errno));
-
-const text = (error: unknown): string => (error instanceof Error ? error.message : String(error));

@@ -47,6 +47,15 @@ describe('compressed blocks', () => {
     });
   }
 
+  it('zstd: a frame tells how much is in it', async () => {
+    for (const length of [1, 300, 100_000]) {
+      const [frame] = await codecOf('zstd')!.encode([Buffer.alloc(length, 'ab')]);
+      // RFC 8878 §3.1.1.1: a content size of two bits' choice, or one byte in a single segment; 0 is "unknown".
+      const descriptor = frame![4]!;
+      assert.ok((descriptor & 0xc0) !== 0 || (descriptor & 0x20) !== 0, `descriptor ${descriptor} of ${length} bytes`);
+    }
+  });
+
   for (const name of ['lz4', 'zstd']) {
     it(`${name}: what is damaged, too short or too long is an error, not other bytes`, async () => {
       const store = createMemStore();

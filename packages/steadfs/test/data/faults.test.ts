@@ -23,6 +23,8 @@ interface Faults {
   hold: Promise<void> | undefined;
   puts: number;
   synced: string[];
+  /** sync and syncAll wait until it is resolved. */
+  holdSync: Promise<void> | undefined;
 }
 
 function faulty(store: ObjectStore, faults: Faults): ObjectStore {
@@ -42,7 +44,12 @@ function faulty(store: ObjectStore, faults: Faults): ObjectStore {
     getNow: (key, offset, target) => (faults.get ? undefined : store.getNow?.(key, offset, target)),
     async sync(keys) {
       faults.synced.push(...keys);
+      if (faults.holdSync) await faults.holdSync;
       return store.sync(keys);
+    },
+    async syncAll() {
+      if (faults.holdSync) await faults.holdSync;
+      return store.syncAll?.();
     },
   };
 }
@@ -51,7 +58,7 @@ async function withVolume(
   work: (v: Volume, faults: Faults) => Promise<void>,
   options: VolumeOptions = {},
 ): Promise<void> {
-  const faults: Faults = { put: undefined, get: undefined, hold: undefined, puts: 0, synced: [] };
+  const faults: Faults = { put: undefined, get: undefined, hold: undefined, puts: 0, synced: [], holdSync: undefined };
   const v = await makeVolume({ ...options, wrap: store => faulty(store, faults) });
   try {
     await work(v, faults);
@@ -372,6 +379,31 @@ describe('file data under faults', { timeout: 60_000 }, () => {
       await s.data.sync(ino);
       assert.deepEqual(faults.synced, []);
       await s.data.shutdown();
+    }));
+
+  it('an fsync waits for what another one is making durable', () =>
+    withVolume(async (v, faults) => {
+      for (const restarted of [false, true]) {
+        const s = v.start();
+        if (restarted) await s.data.recover();
+        const inos = [await v.newFile(`a${restarted}`), await v.newFile(`b${restarted}`)];
+        if (!restarted) {
+          await put(v, s, inos[0]!, 0, randomBytes(1000));
+          await s.data.flush(inos[0]!);
+        }
+        let go!: () => void;
+        faults.holdSync = new Promise<void>(resolve => {
+          go = resolve;
+        });
+        let done = 0;
+        // After a restart the first sync is one of the whole store, for all files.
+        const both = [inos[0]!, inos[restarted ? 1 : 0]!].map(ino => s.data.sync(ino).then(() => done++));
+        await pause(20);
+        assert.equal(done, 0);
+        go();
+        await Promise.all(both);
+        await s.data.shutdown();
+      }
     }));
 
   it('the file never grows over data that is not committed', () =>
