@@ -377,7 +377,10 @@ test('INIT: only what the kernel offers, nothing that would change the transport
     assert.deepEqual([a.view.getUint32(0, true), a.view.getUint32(4, true)], [7, Math.min(45, minor)]);
     const flags = BigInt(a.view.getUint32(12, true)) | (BigInt(a.view.getUint32(32, true)) << 32n);
     assert.equal(flags & ~offered, 0n);
-    assert.equal(flags & (INIT.OVER_IO_URING | INIT.PASSTHROUGH | INIT.SECURITY_CTX | INIT.WRITEBACK_CACHE), 0n);
+    assert.equal(
+      flags & (INIT.OVER_IO_URING | INIT.PASSTHROUGH | INIT.SECURITY_CTX | INIT.WRITEBACK_CACHE | INIT.ASYNC_DIO),
+      0n,
+    );
     assert.deepEqual([a.view.getUint16(16, true), a.view.getUint16(18, true)], [40, 30]);
     assert.deepEqual([a.view.getUint32(20, true), a.view.getUint16(28, true)], [1 << 20, 256]);
     assert.equal(a.view.getUint32(24, true), 1);

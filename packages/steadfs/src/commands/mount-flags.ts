@@ -19,7 +19,7 @@ export const mountFlags: readonly Flag[] = [
   {
     name: 'o',
     type: 'list',
-    help: 'mount options: allow_other, default_permissions, ro, nonempty, nosuid, nodev, noexec, noatime, sync, dirsync',
+    help: 'mount options: allow_other, default_permissions, ro, nonempty, nosuid, nodev, noexec, noatime, sync, dirsync, async_dio',
   },
   {
     name: 'update-fstab',
@@ -125,6 +125,8 @@ export interface ServiceOptions {
   /** 0 or absent (stored by an older version): no limit. */
   waitTimeoutMs?: number;
   maxFuseIo: number;
+  /** O_DIRECT requests of one call side by side (INIT.ASYNC_DIO); costs the coherence of buffered reads beside them. */
+  asyncDio: boolean;
   metrics: string;
   metricsExplicit: boolean;
   logLevel: string;
@@ -203,6 +205,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
   let readOnly = flags.bool('read-only');
   let allowOther = root;
   let nonempty = false;
+  let asyncDio = false;
   const generic: string[] = [];
   for (const option of flags
     .list('o')
@@ -213,6 +216,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
     else if (option === 'default_permissions') continue;
     else if (KERNEL_FLAGS.has(option)) generic.push(option);
     else if (option === 'nonempty') nonempty = true;
+    else if (option === 'async_dio') asyncDio = true;
     else if (!IGNORED.has(option) && !/^(x-|comment=)/.test(option)) throw new Failure(`-o ${option}: not supported`);
   }
   const defaultPermissions = !flags.bool('non-default-permission') && !allSquash && !rootSquash;
@@ -282,6 +286,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
       ioRetries: within(flags, 'io-retries', 0, 1000),
       waitTimeoutMs: within(flags, 'wait-timeout', 0, day) * 1000,
       maxFuseIo,
+      asyncDio,
       metrics: flags.string('metrics')!,
       metricsExplicit: flags.given('metrics'),
       logLevel,

@@ -190,6 +190,7 @@ function carryOptions(
   const fixed = fixedOption(old.mount, options.mount);
   if (fixed) refuse(`--${fixed.replace(/[A-Z]/g, c => `-${c.toLowerCase()}`)}`);
   if (old.maxFuseIo !== options.maxFuseIo) refuse('--max-fuse-io');
+  if (old.asyncDio !== options.asyncDio) refuse('-o async_dio');
   if ((launch.mount.allowOther ?? false) !== (kernel.allowOther ?? false)) refuse('-o allow_other');
   if ((launch.mount.defaultPermissions ?? false) !== (kernel.defaultPermissions ?? false))
     refuse('-o default_permissions');

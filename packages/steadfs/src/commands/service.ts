@@ -126,7 +126,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         fileSystem,
         init: {
           maxWrite: options.maxFuseIo,
-          flags: DEFAULT_FLAGS | (format.EnableACL ? INIT.POSIX_ACL : 0n),
+          flags: DEFAULT_FLAGS | (format.EnableACL ? INIT.POSIX_ACL : 0n) | (options.asyncDio ? INIT.ASYNC_DIO : 0n),
         },
         log: (level, message, cause) => (cause ? log[level]({ err: cause }, message) : log[level](message)),
       });
