@@ -23,7 +23,7 @@ import { DATA_SECTIONS } from '../data/journal.ts';
 import { type Format, versionGate } from '../format/volume.ts';
 import type { EngineEvents, MetaEngine, SessionIdentity, SessionInfo } from '../meta/engine.ts';
 import { openEngine } from '../meta/registry.ts';
-import type { ObjectStore } from '../object/store.ts';
+import { createFollowingStore, type FollowingStore } from '../object/following.ts';
 import { type LogHandle, startLog } from '../observe/log.ts';
 import { meteredStore } from '../observe/metered-store.ts';
 import { addProcessGauges, Metrics } from '../observe/metrics.ts';
@@ -47,7 +47,7 @@ const START_UP_MS = 1000;
 interface Warm {
   options: ServiceOptions;
   engine: MetaEngine;
-  store: ObjectStore;
+  store: FollowingStore;
   format: Format;
   /** What the engine tells; the handlers that need the file system are put in when there is one. */
   events: EngineEvents;
@@ -110,7 +110,9 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       events.sessionLost = reason => log.error(`the session is lost: ${reason}. What is written now fails`);
       events.changed = vfs.events.changed;
       events.formatChanged = changed => {
+        for (const name of Object.keys(format) as (keyof Format)[]) if (!(name in changed)) delete format[name];
         Object.assign(format, changed);
+        void store.follow(changed);
         vfs.events.formatChanged(format);
         log.info('the settings of the volume changed');
       };
@@ -264,7 +266,17 @@ async function prepare(
   if (format.UUID !== options.volume.uuid)
     throw new Failure(`${engine.name} holds another volume now (${format.Name}, ${format.UUID})`);
   if (options.bucket) format.Bucket = options.bucket;
-  const store = await openVolumeStore(format);
+  // A bucket of the mount's own is not the volume's.
+  const shown = (f: Format): Format => (options.bucket ? { ...f, Bucket: options.bucket } : f);
+  const store = await createFollowingStore({
+    format,
+    open: f => openVolumeStore(shown(f)),
+    async reload() {
+      const now = await engine.load();
+      return now?.UUID === format.UUID ? now : undefined;
+    },
+    log: (level, message) => log[level](message),
+  });
   return { options, engine, store, format, events, troubles, show, info: sessionInfo(mountPoint, created) };
 }
 

@@ -7,6 +7,7 @@ import { freePort, type Missing, startServer, stopServer } from './process.ts';
 
 export interface S3Server {
   endpoint: string;
+  port: number;
   accessKey: string;
   secretKey: string;
   /** Makes a bucket, answers its URL. */
@@ -38,13 +39,15 @@ export function findVersitygw(): { path: string } | Missing {
     : { missing: `go install versitygw failed: ${install.stderr?.slice(-200)}` };
 }
 
-export async function startS3(): Promise<S3Server | Missing> {
+/** With a folder, keys or a port of the caller's; that folder stays after the end. */
+export async function startS3(
+  options: { dir?: string; accessKey?: string; secretKey?: string; port?: number } = {},
+): Promise<S3Server | Missing> {
   const binary = findVersitygw();
   if ('missing' in binary) return binary;
-  const dir = mkdtempSync(join(tmpdir(), 'steadfs-s3-'));
-  const port = await freePort();
-  const accessKey = 'test-access';
-  const secretKey = 'test-secret-key';
+  const dir = options.dir ?? mkdtempSync(join(tmpdir(), 'steadfs-s3-'));
+  const port = options.port ?? (await freePort());
+  const { accessKey = 'test-access', secretKey = 'test-secret-key' } = options;
   const endpoint = `http://127.0.0.1:${port}`;
   const child = await startServer(
     binary.path,
@@ -55,6 +58,7 @@ export async function startS3(): Promise<S3Server | Missing> {
   if (child === undefined) return { missing: 'versitygw did not start' };
   return {
     endpoint,
+    port,
     accessKey,
     secretKey,
     dir,
@@ -65,7 +69,7 @@ export async function startS3(): Promise<S3Server | Missing> {
     },
     async stop() {
       await stopServer(child);
-      rmSync(dir, { recursive: true, force: true });
+      if (options.dir === undefined) rmSync(dir, { recursive: true, force: true });
     },
   };
 }
