@@ -61,7 +61,7 @@ function workers(found: Set<string>, faults: boolean): Plugin {
             return `new URL('./${basename(target, '.ts')}.mjs', import.meta.url)`;
           },
         );
-        return { contents: text, loader: 'ts' };
+        return { contents: withoutImports(text), loader: 'ts' };
       });
     },
   };
@@ -100,40 +100,30 @@ const natives: Plugin = {
 const LATE = ['node:child_process', 'node:crypto', 'node:fs/promises', 'node:worker_threads', 'node:zlib'];
 
 /**
- * Our own imports of Node's modules go through process.getBuiltinModule: an import proper reads every export, and so loads all that Node itself would load
- * when it is used first (streams, WebCrypto, …: 10 ms). Those of {@link LATE} are loaded when one of their functions is called; what is no function cannot be
- * imported from them.
+ * Our own imports of Node's modules become calls of process.getBuiltinModule: an import proper reads every export, and so loads all that Node itself would load
+ * when it is used first (streams, WebCrypto, …: 10 ms). Those of {@link LATE} are loaded when one of their functions is called; so nothing else can be imported from
+ * them. Imports in the text must look as the formatter leaves them.
  */
-const builtins: Plugin = {
-  name: 'builtins',
-  setup(plugin) {
-    plugin.onResolve({ filter: /^node:/ }, ({ path, importer, kind }) =>
-      kind === 'import-statement' && /packages\/(steadfs|fuse)\/src\//.test(importer)
-        ? { path, namespace: 'builtin', sideEffects: false }
-        : { path, external: true },
-    );
-    plugin.onLoad({ filter: /./, namespace: 'builtin' }, async ({ path }) => {
-      const late = LATE.includes(path);
-      const names = Object.entries((await import(path)) as Record<string, unknown>).flatMap(([name, value]) =>
-        name !== 'default' && /^[\w$]+$/.test(name) && (!late || typeof value === 'function') ? [name] : [],
+export function withoutImports(text: string): string {
+  return text.replace(/^import (?!type\b)([^;']+) from '(node:[^']+)';$/gm, (_, clause: string, name: string) => {
+    const load = `process.getBuiltinModule('${name}')`;
+    const late = LATE.includes(name);
+    const [, whole, names] = /^(?:\* as )?([\w$]+)?(?:, )?(?:\{([^}]*)\})?$/s.exec(clause.trim()) ?? [];
+    const lines: string[] = [];
+    if (whole) lines.push(`const ${whole} = ${late ? `new Proxy({}, { get: (_, name) => ${load}[name] })` : load};`);
+    for (const part of (names ?? '').split(',').map(n => n.trim())) {
+      if (part === '' || part.startsWith('type ')) continue;
+      const [from, to = from] = part.split(' as ');
+      lines.push(
+        late
+          ? `const ${to} = function (...args) { const f = ${load}.${from}; return new.target ? Reflect.construct(f, args) : f(...args); };`
+          : `const ${to} = ${load}.${from};`,
       );
-      const get = late
-        ? `const get = name => function (...args) {
-             return new.target ? Reflect.construct(load()[name], args) : load()[name](...args);
-           };`
-        : 'const get = name => load()[name];';
-      return {
-        contents: `
-          let loaded;
-          const load = () => (loaded ??= process.getBuiltinModule('${path}'));
-          ${get}
-          ${names.map(name => `export const ${name} = /* @__PURE__ */ get('${name}');`).join('\n')}
-          export default /* @__PURE__ */ ${late ? 'new Proxy({}, { get: (_, name) => load()[name] })' : 'load()'};`,
-        loader: 'js',
-      };
-    });
-  },
-};
+    }
+    if (lines.length === 0) throw new Error(`import ${clause} from '${name}' is not understood`);
+    return lines.join(' ');
+  });
+}
 
 export interface BuildOptions {
   /** Also when the bundle is fresh. */
@@ -221,7 +211,7 @@ async function makeLocked(out: string, options: BuildOptions): Promise<boolean> 
         banner: {
           js: "const require = process.getBuiltinModule('node:module').createRequire(import.meta.url);",
         },
-        plugins: [workers(found, options.faults ?? false), natives, builtins],
+        plugins: [workers(found, options.faults ?? false), natives],
       });
     }
     const files = readdirSync(temporary).sort((a, b) => Number(a === 'steadfs.mjs') - Number(b === 'steadfs.mjs'));
