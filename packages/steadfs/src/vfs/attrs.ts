@@ -2,6 +2,7 @@
 import type { FuseAttr } from '@steadfs/fuse';
 import type { PendingAttr } from '../data/file-data.ts';
 import { type Attr, FileType, typeMode } from '../format/attr.ts';
+import type { TimeSet } from '../meta/engine.ts';
 
 /** st_blksize of every inode (spec/volume.md §3). */
 export const BLKSIZE = 65536;
@@ -11,6 +12,15 @@ const DT: readonly number[] = [0, 8, 4, 10, 1, 6, 2, 12];
 
 export function direntType(type: FileType): number {
   return DT[type] ?? 0;
+}
+
+/** Seconds that every engine can store: SQL databases have microseconds in 64 bits (spec/meta-sql.md). */
+const TIME_MAX = 9_223_372_036_854;
+
+/** A time as close to the wanted one as can be stored, as local file systems do it (utimensat(2) with a time out of range succeeds). */
+export function storable(t: TimeSet): TimeSet {
+  if (t.sec >= TIME_MAX) return { sec: TIME_MAX, nsec: 0 };
+  return t.sec < -TIME_MAX ? { sec: -TIME_MAX, nsec: 0 } : t;
 }
 
 /** Negative when a is before b. */

@@ -15,7 +15,7 @@ import {
   SEEK_DATA,
   SEEK_HOLE,
 } from './abi.ts';
-import { versionOf, withPending } from './attrs.ts';
+import { storable, versionOf, withPending } from './attrs.ts';
 import { type Core, writes } from './core.ts';
 import { step } from './counters.ts';
 import { credOf } from './cred.ts';
@@ -158,8 +158,8 @@ export function ioMethods(core: Core): IoMethods {
     if (set.mode !== undefined) wanted.mode = set.mode & 0o7777;
     if (set.uid !== undefined) wanted.uid = set.uid;
     if (set.gid !== undefined) wanted.gid = set.gid;
-    if (set.atime !== undefined) wanted.atime = set.atime;
-    if (set.mtime !== undefined) wanted.mtime = set.mtime;
+    if (set.atime !== undefined) wanted.atime = set.atime === 'now' ? 'now' : storable(set.atime);
+    if (set.mtime !== undefined) wanted.mtime = set.mtime === 'now' ? 'now' : storable(set.mtime);
     // Nothing at all comes of chown(-1, -1), and of a write or fallocate that takes the set-id bits away. Both do that, but only the first
     // is for the owner alone; whoever writes has the file open, and it has such bits.
     const nothing = set.size === undefined && Object.keys(wanted).length === 0;

@@ -249,6 +249,22 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
     ok(lock(fd, F.SETLK, F_WRLCK, 0, 9), 'all free');
   },
 
+  /** Times beyond what can be stored become the nearest that can, as on local file systems (xfstests generic/634). */
+  times(dir) {
+    const path = `${dir}/times`;
+    writeFileSync(path, '');
+    for (const [wanted, stored] of [
+      [99_999_999_999, 99_999_999_999n],
+      [-62_135_596_800, -62_135_596_800n],
+      [2 ** 62, 9_223_372_036_854n],
+      [-(2 ** 62), -9_223_372_036_854n],
+    ] as const) {
+      ok(c.utimens(path, [wanted, 5000], [wanted, 5000]), `utimens ${wanted}`);
+      const seconds = (statOf(c.stat(path)).mtime - 5000n) / 1_000_000_000n;
+      assert.ok(seconds - stored <= 0n && seconds - stored >= -1n, `${wanted}: ${seconds}`);
+    }
+  },
+
   /** Set-id bits go with a write of somebody else, at once. */
   setid(dir) {
     const path = `${dir}/suid`;

@@ -59,6 +59,7 @@ for (const [name, what] of [
   ['stream', 'a directory stream goes on after kill -9, under change'],
   ['limits', 'long and odd names, huge offsets, fallocate, copy_file_range, whiteout'],
   ['locks', 'fcntl, OFD and flock locks, deadlocks'],
+  ['times', 'times out of range become the nearest'],
   ['setid', 'set-id bits go with a write'],
 ] as const)
   test(what, { skip }, () => runCase(name, inFolder(name)));
