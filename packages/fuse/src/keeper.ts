@@ -31,7 +31,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readlinkSync, realpathSync, writeFileSync } from 'node:fs';
-import { setPriority } from 'node:os';
+import { getPriority, setPriority } from 'node:os';
 import { EINVAL, ENOENT } from './errno.ts';
 import { EXIT_LOCKED, EXIT_REFUSED, FD_LAUNCH, FD_LIFE, FD_REPORT, FD_STATE, type HeldFds } from './launch.ts';
 import type { Launch } from './service-types.ts';
@@ -163,7 +163,10 @@ export function startKeeper({
   const [name, ...args] = keeperArguments(launch, mode, service);
   const script = scriptFd();
   const log = openLog(launch.log);
+  const nice = getPriority();
   try {
+    // Inherited: set afterwards it could come too late for the service, which the keeper forks at once.
+    favour(0, false);
     const child = spawn('/bin/sh', args, {
       argv0: name!,
       cwd: '/',
@@ -191,6 +194,7 @@ export function startKeeper({
     favour(child.pid, true);
     return child as ChildProcess & { pid: number };
   } finally {
+    if (getPriority() !== nice) setPriority(nice);
     sys.close(script);
     sys.close(log);
   }
@@ -245,7 +249,8 @@ export function becomeProgram(
  */
 function favour(pid: number, ownSession: boolean): void {
   try {
-    setPriority(pid, -10);
+    // Never towards less: whoever started us may have chosen more.
+    if (getPriority(pid) > -10) setPriority(pid, -10);
     if (ownSession) writeFileSync(`/proc/${pid}/autogroup`, '-10');
   } catch {
     // EACCES, EPERM; ENOENT, EINVAL: no groups here

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { getPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -147,6 +147,11 @@ test('mount, state, unmount: processes end, nothing is left', { skip, timeout: 3
     assert.equal(state.takeovers[0]!.why, 'mount');
     assert.ok(state.service && state.keeper);
     const status = readFileSync(`/proc/${state.keeper.pid}/status`, 'utf8');
+    // The first service too, which the keeper starts in its first millisecond.
+    assert.deepEqual(
+      [state.keeper.pid, state.service.pid].map(pid => getPriority(pid) <= -10),
+      [true, true],
+    );
     assert.ok(Number(/VmRSS:\s+(\d+)/.exec(status)![1]) < 5000, 'the keeper is small');
     const environment = readFileSync(`/proc/${state.service.pid}/environ`, 'utf8');
     assert.ok(!environment.includes('STEADFS_NOTES_SECRET'));

@@ -1,6 +1,6 @@
 /** The fd store: a service manager that speaks the protocol (below), and a real systemd (systemd-real.test.ts). */
 import assert from 'node:assert/strict';
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -11,79 +11,10 @@ import { abortConnection, findMount, unmount } from '../src/mount.ts';
 import { endMount, mountState } from '../src/service.ts';
 import * as sys from '../src/sys.ts';
 import { isRestart, notifications, ownUnit, storedMount } from '../src/systemd.ts';
+import { Manager } from './helpers/manager.ts';
 
 const skip = existsSync('/dev/fuse') && sys.geteuid() === 0 ? false : 'needs root and /dev/fuse';
 const notes = new URL('../examples/notes.ts', import.meta.url).pathname;
-
-/** What a manager keeps of a unit: the store, the messages, the main process. */
-class Manager {
-  readonly store = new Map<string, number>();
-  readonly log: Record<string, string>[] = [];
-  readonly #socket: number;
-  readonly #path: string;
-  #child: ChildProcess | undefined;
-  constructor(dir: string) {
-    this.#path = join(dir, 'notify');
-    this.#socket = sys.bindDatagram(this.#path);
-  }
-  read(): void {
-    for (;;) {
-      const got = sys.receiveFds(this.#socket);
-      if (typeof got === 'number') return;
-      const message = Object.fromEntries(
-        Buffer.from(got.data)
-          .toString()
-          .split('\n')
-          .map(line => line.split('=', 2) as [string, string]),
-      );
-      this.log.push(message);
-      const name = message.FDNAME!;
-      if (message.FDSTORE) {
-        assert.equal(got.fds.length, 1);
-        if (name === 'steadfs-fuse') assert.equal(message.FDPOLL, '0', 'the connection must not be polled');
-        const old = this.store.get(name);
-        if (old !== undefined) sys.close(old);
-        this.store.set(name, got.fds[0]!);
-      } else assert.equal(got.fds.length, 0);
-      if (message.FDSTOREREMOVE) {
-        const old = this.store.get(name);
-        if (old !== undefined) sys.close(old);
-        this.store.delete(name);
-      }
-    }
-  }
-  start(dir: string, env: Record<string, string> = {}): ChildProcess {
-    const fds = [...this.store];
-    this.#child = spawn(process.execPath, [notes, 'unit', dir], {
-      stdio: ['ignore', 'inherit', 'inherit', ...fds.map(f => f[1])],
-      env: {
-        ...process.env,
-        NOTIFY_SOCKET: this.#path,
-        ...(fds.length && { LISTEN_FDS: String(fds.length), LISTEN_FDNAMES: fds.map(f => f[0]).join(':') }),
-        ...env,
-      },
-    });
-    return this.#child;
-  }
-  async until(what: string, seen: () => boolean): Promise<void> {
-    const end = performance.now() + 10_000;
-    for (;;) {
-      this.read();
-      if (seen()) return;
-      assert.ok(performance.now() < end, what);
-      await sleep(5);
-    }
-  }
-  ready(): Promise<void> {
-    this.log.length = 0;
-    return this.until('READY=1', () => this.log.some(m => m.READY === '1'));
-  }
-  end(): void {
-    this.#child?.kill('SIGKILL');
-    for (const fd of this.store.values()) sys.close(fd);
-    sys.close(this.#socket);
-  }
-}
 
 test('messages and their fds', () => {
   const dir = mkdtempSync(join(tmpdir(), 'steadfs-notify-'));
@@ -122,10 +53,10 @@ test('fd store: kill -9 is a recovery, a restart an upgrade, an unmount empties 
   const scratch = mkdtempSync(join(tmpdir(), 'steadfs-store-'));
   const dir = join(scratch, 'm');
   mkdirSync(dir);
-  const manager = new Manager(scratch);
+  const manager = new Manager({ dir: scratch, command: [process.execPath, notes, 'unit', dir] });
   try {
-    manager.start(dir, { STEADFS_NOTES_VERSION: '1.0.0' });
-    await manager.ready();
+    manager.start({ STEADFS_NOTES_VERSION: '1.0.0' });
+    await manager.untilReady();
     assert.deepEqual(
       [...manager.store.keys()].sort(),
       ['arena', 'capsule', 'fuse', 'launch', 'state'].map(n => `steadfs-${n}`),
@@ -140,8 +71,8 @@ test('fd store: kill -9 is a recovery, a restart an upgrade, an unmount empties 
         return (await once(cat, 'close'))[0] as number;
       });
       sys.kill(service!.pid, sys.SIGKILL);
-      const child = manager.start(dir, { STEADFS_NOTES_VERSION: `1.0.${i}` });
-      await manager.ready();
+      const child = manager.start({ STEADFS_NOTES_VERSION: `1.0.${i}` });
+      await manager.untilReady();
       assert.equal((await mountState(dir))!.service!.pid, child.pid);
       assert.equal(await reader, 0);
     }

@@ -163,7 +163,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
     const quick = onLoop && target.length <= SMALL && gets.allowed(target.length);
     let file = openFiles.take(path);
     if (file === undefined) {
-      const fd = quick ? gets.run(0, () => fs.openSync(path, 'r')) : await openInPool(path);
+      const fd = (quick ? gets.run(0, () => openOnLoop(path)) : undefined) ?? (await openInPool(path));
       file = openFiles.add(path, fd);
     }
     const { fd } = file;
@@ -227,12 +227,12 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
       if (!tells || !onLoop || target.length > SMALL || !gets.allowed(target.length)) return undefined;
       try {
         const path = pathOf(key);
-        const file =
-          openFiles.take(path) ??
-          openFiles.add(
-            path,
-            gets.run(0, () => fs.openSync(path, 'r')),
-          );
+        let file = openFiles.take(path);
+        if (file === undefined) {
+          const fd = gets.run(0, () => openOnLoop(path));
+          if (fd === undefined) return undefined;
+          file = openFiles.add(path, fd);
+        }
         try {
           const n = gets.run(target.length, () => readCached(file.fd, offset, target));
           tells = n >= 0;
@@ -345,6 +345,16 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
       openFiles.close();
     },
   };
+}
+
+/** Undefined when the open would wait: somebody (an NFS or SMB server, a backup) holds a lease on the file (fcntl(2), F_SETLEASE). */
+function openOnLoop(path: string): number | undefined {
+  try {
+    return fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EAGAIN') return undefined;
+    throw error;
+  }
 }
 
 function openInPool(path: string): Promise<number> {

@@ -8,7 +8,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import * as c from '../support/libc.ts';
-import { stamp } from './programs.ts';
+import { stamp } from './checked.ts';
 
 const base = process.argv[2]!;
 /** Trees of rounds before the last ones are removed. */

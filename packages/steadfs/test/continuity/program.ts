@@ -1,10 +1,15 @@
-/** One program of the storm as a process: kind, directory, shared directory, instance, seed. Reports over IPC, obeys `stop` and `verify`. */
+/**
+ * One program of the storm as a process: kind, directory, shared directory, instance, seed, objects, `full`. Reports over IPC, begins at `go` (when all are
+ * prepared), obeys `stop` and `verify`.
+ */
 import { mkdirSync } from 'node:fs';
-import { PROGRAMS, type Setting } from './programs.ts';
+import type { Setting } from './checked.ts';
+import { PROGRAMS } from './programs.ts';
 
-const [kind = '', dir = '', shared = '', instance = '0', seed = '1'] = process.argv.slice(2);
+const [kind = '', dir = '', shared = '', instance = '0', seed = '1', objects = '', size = ''] = process.argv.slice(2);
 let calls = 0;
 let told = 0;
+const deeds: Record<string, number> = {};
 const setting: Setting = {
   dir,
   shared,
@@ -18,6 +23,11 @@ const setting: Setting = {
   count(n = 1) {
     calls += n;
   },
+  did(what, n = 1) {
+    deeds[what] = (deeds[what] ?? 0) + n;
+  },
+  objects,
+  full: size === 'full',
   slow(begin, length) {
     process.send?.({ kind: 'slow', program: kind, begin, length });
   },
@@ -25,18 +35,21 @@ const setting: Setting = {
 mkdirSync(dir, { recursive: true });
 const program = PROGRAMS[kind]!.make(setting);
 let stopped = false;
-process.on('message', (word: string) => {
-  if (word === 'stop') stopped = true;
+const { promise: begun, resolve: go } = Promise.withResolvers<void>();
+process.on('message', async (word: string) => {
+  if (word === 'go') go();
+  else if (word === 'stop') stopped = true;
   else {
-    program.verify();
-    process.send?.({ kind: 'done', program: kind, calls }, () => process.exit(0));
+    await program.verify();
+    process.send?.({ kind: 'done', program: kind, calls, deeds }, () => process.exit(0));
   }
 });
 process.on('disconnect', () => process.exit(1));
 process.send?.({ kind: 'ready' });
+await begun;
 let beat = Date.now();
 while (!stopped) {
-  program.step();
+  await program.step();
   if (Date.now() - beat > 500) {
     beat = Date.now();
     process.send?.({ kind: 'beat', calls });

@@ -1,283 +1,14 @@
 /**
  * The programs of the continuity storm: each knows what every one of its calls must answer and says so when it does not. They use raw
  * system calls, so an EINTR that the kernel gave is seen. A program is made of steps; `verify` comes after the last one, when the page
- * cache has been dropped.
+ * cache has been dropped. Mutations beside a model: mutations.ts; programs that are other people's: tools.ts.
  */
 import { join } from 'node:path';
 import * as c from '../support/libc.ts';
 import { seeded } from '../support/random.ts';
-
-export interface Program {
-  step(): void;
-  verify(): void;
-  /** ms of rest between steps. */
-  rest: number;
-}
-
-export interface Setting {
-  dir: string;
-  seed: number;
-  /** Number of this instance of its kind, and a directory that all instances of the kind share. */
-  instance: number;
-  shared: string;
-  /** A call that failed, or an answer that is wrong. */
-  fault(kind: 'failed' | 'wrong', text: string): void;
-  /** Calls made. */
-  count(n?: number): void;
-  /** A call that took long: begin and length in ms of the monotonic clock. */
-  slow(begin: number, length: number): void;
-}
-
-const now = (): number => Number(process.hrtime.bigint() / 1000n) / 1000;
-
-/** Bytes that say where they belong: a word of (salt, position / 8) each 8 bytes. */
-export function stamp(bytes: Buffer, salt: number, at: number): Buffer {
-  for (let i = 0; i < bytes.length; i++) {
-    const p = at + i;
-    const word = Math.imul((p >>> 3) + salt * 40503 + 1, 2654435761) >>> 0;
-    bytes[i] = (word >>> ((p & 3) * 8)) & 255;
-  }
-  return bytes;
-}
-
-function opener({ fault, count }: Setting) {
-  /** The result, which must not be an error. */
-  const must = (what: string, result: number): number => {
-    count();
-    if (result < 0) fault('failed', `${what}: ${c.resultName(result)}`);
-    return result;
-  };
-  /** The result, which must be this one. */
-  const expect = (what: string, result: number, wanted: number): void => {
-    count();
-    if (result === wanted) return;
-    fault(
-      result < 0 && wanted >= 0 ? 'failed' : 'wrong',
-      `${what}: ${c.resultName(result)} in place of ${c.resultName(wanted)}`,
-    );
-  };
-  return { must, expect };
-}
-
-function firstDifference(a: Buffer, b: Buffer): number {
-  if (a.equals(b)) return -1;
-  for (let i = 0; i < Math.max(a.length, b.length); i++) if (a[i] !== b[i]) return i;
-  return -1;
-}
-
-interface Node {
-  kind: 'dir' | 'file' | 'link';
-  mode: number;
-  children: Map<string, Node>;
-  links: number;
-  size: number;
-  target: string;
-  xattrs: Map<string, string>;
-}
-const node = (kind: Node['kind'], mode: number): Node => ({
-  kind,
-  mode,
-  children: new Map(),
-  links: 1,
-  size: 0,
-  target: '',
-  xattrs: new Map(),
-});
-const E = { PERM: -1, NOENT: -2, EXIST: -17, NOTDIR: -20, ISDIR: -21, NOTEMPTY: -39, NODATA: -61 } as const;
-const S_IFMT = { dir: 0o040000, file: 0o100000, link: 0o120000 } as const;
-
-/** Random mutations of a tree beside a model of it: every result, and the attributes after it. */
-function mutations(setting: Setting): Program {
-  const { dir, fault, count } = setting;
-  const random = seeded(setting.seed);
-  const { expect } = opener(setting);
-  const root = node('dir', 0o755);
-  c.umask(0);
-  const folders = (from: Node, path: string, depth: number): [Node, string][] => [
-    [from, path],
-    ...(depth > 0
-      ? [...from.children]
-          .filter(([, n]) => n.kind === 'dir')
-          .flatMap(([name, n]) => folders(n, `${path}/${name}`, depth - 1))
-      : []),
-  ];
-  const names = ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'];
-  const check = (what: string, path: string, want: Node | undefined): void => {
-    const s = c.lstat(path);
-    count();
-    if (typeof s === 'number') {
-      if (want || s !== E.NOENT)
-        fault(s === E.NOENT ? 'wrong' : 'failed', `${what}, then lstat ${path}: ${c.resultName(s)}`);
-      return;
-    }
-    if (!want) {
-      fault('wrong', `${what}, then ${path} is there`);
-      return;
-    }
-    const shown = `${(s.mode & 0o170000).toString(8)} ${want.kind === 'link' ? '' : (s.mode & 0o7777).toString(8)} ${want.kind === 'dir' ? '' : `${s.nlink} links, ${s.size} bytes`}`;
-    const wanted = `${S_IFMT[want.kind].toString(8)} ${want.kind === 'link' ? '' : want.mode.toString(8)} ${want.kind === 'dir' ? '' : `${want.links} links, ${want.kind === 'link' ? want.target.length : want.size} bytes`}`;
-    if (shown !== wanted) fault('wrong', `${what}, then ${path} is ${shown} in place of ${wanted}`);
-  };
-  const holds = (outer: Node, inner: Node): boolean =>
-    outer === inner || [...outer.children.values()].some(n => n.kind === 'dir' && holds(n, inner));
-  const list = (folder: Node, path: string): void => {
-    const fd = c.open(path, c.O.RDONLY | c.O.DIRECTORY);
-    if (fd < 0) {
-      fault('failed', `open ${path}: ${c.resultName(fd)}`);
-      return;
-    }
-    const found: string[] = [];
-    for (;;) {
-      const some = c.getdents(fd);
-      count();
-      if (typeof some === 'number') {
-        fault('failed', `readdir ${path}: ${c.resultName(some)}`);
-        break;
-      }
-      if (some.length === 0) break;
-      found.push(...some.map(e => e.name.toString()).filter(n => n !== '.' && n !== '..'));
-    }
-    c.close(fd);
-    const wanted = [...folder.children.keys()].sort().join();
-    if (found.sort().join() !== wanted) fault('wrong', `${path} lists ${found} in place of ${wanted}`);
-  };
-  function rename([from, fromPath]: [Node, string], [to, toPath]: [Node, string], a: string, b: string): void {
-    const flags = random.pick([0, 0, 0, c.RENAME.NOREPLACE, c.RENAME.EXCHANGE]);
-    const source = from.children.get(a);
-    const target = to.children.get(b);
-    // Moves into themselves have errors of their own; the differential test has them.
-    if ((source && holds(source, to)) || (target && holds(target, from))) return;
-    let want = 0;
-    if (!source) want = E.NOENT;
-    else if (flags === c.RENAME.NOREPLACE && target) want = E.EXIST;
-    else if (flags === c.RENAME.EXCHANGE && !target) want = E.NOENT;
-    else if (target && flags === 0 && source !== target) {
-      if (target.kind === 'dir' && source.kind !== 'dir') want = E.ISDIR;
-      else if (target.kind !== 'dir' && source.kind === 'dir') want = E.NOTDIR;
-      else if (target.children.size > 0) want = E.NOTEMPTY;
-    }
-    const what = `rename ${fromPath}/${a} ${toPath}/${b} ${flags}`;
-    expect(what, c.rename(`${fromPath}/${a}`, `${toPath}/${b}`, flags), want);
-    if (want === 0 && source && source !== target) {
-      if (flags === c.RENAME.EXCHANGE) from.children.set(a, target!);
-      else {
-        from.children.delete(a);
-        if (target) target.links--;
-      }
-      to.children.set(b, source);
-    }
-    check(what, `${fromPath}/${a}`, from.children.get(a));
-    check(what, `${toPath}/${b}`, to.children.get(b));
-  }
-  let steps = 0;
-  return {
-    rest: 1,
-    step() {
-      const all = folders(root, dir, 2);
-      const place = random.pick(all);
-      const [folder, path] = place;
-      const name = random.pick(names);
-      const full = `${path}/${name}`;
-      const there = folder.children.get(name);
-      const kind = random.below(13);
-      let what = '';
-      switch (kind) {
-        case 0:
-        case 1: {
-          what = `create ${full}`;
-          const fd = c.open(full, c.O.CREAT | c.O.EXCL | c.O.WRONLY, 0o640);
-          expect(what, Math.min(fd, 0), there ? E.EXIST : 0);
-          if (fd >= 0) {
-            if (random.chance(30)) expect(`write ${full}`, c.write(fd, stamp(Buffer.alloc(100), 1, 0), 100), 100);
-            const made = node('file', 0o640);
-            const s = c.fstat(fd);
-            made.size = typeof s === 'number' ? 0 : s.size;
-            expect(`close ${full}`, c.close(fd), 0);
-            if (!there) folder.children.set(name, made);
-          }
-          break;
-        }
-        case 2: {
-          what = `mkdir ${full}`;
-          expect(what, c.mkdir(full, 0o755), there ? E.EXIST : 0);
-          if (!there) folder.children.set(name, node('dir', 0o755));
-          break;
-        }
-        case 3:
-        case 4: {
-          what = `unlink ${full}`;
-          expect(what, c.unlink(full), !there ? E.NOENT : there.kind === 'dir' ? E.ISDIR : 0);
-          if (there && there.kind !== 'dir') {
-            folder.children.delete(name);
-            there.links--;
-          }
-          break;
-        }
-        case 5: {
-          what = `rmdir ${full}`;
-          expect(
-            what,
-            c.rmdir(full),
-            !there ? E.NOENT : there.kind !== 'dir' ? E.NOTDIR : there.children.size > 0 ? E.NOTEMPTY : 0,
-          );
-          if (there?.kind === 'dir' && there.children.size === 0) folder.children.delete(name);
-          break;
-        }
-        case 6:
-        case 7:
-        case 8:
-          rename(place, random.pick(all), name, random.pick(names));
-          break;
-        case 9: {
-          const [other, otherPath] = random.pick(all);
-          const to = random.pick(names);
-          what = `link ${full} ${otherPath}/${to}`;
-          const target = other.children.get(to);
-          if (there?.kind === 'dir') break;
-          expect(what, c.link(full, `${otherPath}/${to}`), !there ? E.NOENT : target ? E.EXIST : 0);
-          if (there && !target) {
-            other.children.set(to, there);
-            there.links++;
-          }
-          break;
-        }
-        case 10: {
-          what = `symlink ${full}`;
-          expect(what, c.symlink(`to-${name}`, full), there ? E.EXIST : 0);
-          if (!there) folder.children.set(name, { ...node('link', 0o777), target: `to-${name}` });
-          break;
-        }
-        case 11: {
-          if (there?.kind === 'link') break;
-          const mode = random.pick([0o600, 0o755, 0o644, 0o711]);
-          what = `chmod ${full}`;
-          expect(what, c.chmod(full, mode), there ? 0 : E.NOENT);
-          if (there) there.mode = mode;
-          break;
-        }
-        case 12: {
-          if (there?.kind !== 'file') break;
-          what = `truncate ${full}`;
-          there.size = random.below(100_000);
-          expect(what, c.truncate(full, there.size), 0);
-          break;
-        }
-      }
-      if (what !== '') check(what, full, folder.children.get(name));
-      if (++steps % 100 === 0) for (const [each, eachPath] of folders(root, dir, 2)) list(each, eachPath);
-    },
-    verify() {
-      const visit = (each: Node, path: string): void => {
-        check('at the end', path, each);
-        if (each.kind !== 'dir') return;
-        list(each, path);
-        for (const [name, child] of each.children) visit(child, `${path}/${name}`);
-      };
-      for (const [name, child] of root.children) visit(child, `${dir}/${name}`);
-      list(root, dir);
-    },
-  };
-}
+import { firstDifference, now, opener, type Program, type Setting, stamp } from './checked.ts';
+import { mutations, names } from './mutations.ts';
+import { fio, slowReads, sqlite, untar } from './tools.ts';
 
 /** A log that grows by records of random length; what was acknowledged must be there, in order, at each look. */
 function appends(setting: Setting): Program {
@@ -305,7 +36,7 @@ function appends(setting: Setting): Program {
   };
   let steps = 0;
   return {
-    rest: 3,
+    rest: 5,
     step() {
       const record = stamp(Buffer.alloc(random.below(9000) + 1), 3, length);
       expect('append', c.write(fd, record, record.length), record.length);
@@ -341,7 +72,7 @@ function randomIo(setting: Setting, direct: boolean): Program {
   };
   let salt = 0;
   return {
-    rest: 3,
+    rest: 8,
     step() {
       const length = (random.below(direct ? 32 : 100_000) + 1) * unit;
       const at = Math.floor(random.below(size - length) / unit) * unit;
@@ -382,7 +113,7 @@ function mapped(setting: Setting): Program {
   };
   let salt = 0;
   return {
-    rest: 5,
+    rest: 10,
     step() {
       const length = random.below(20_000) + 1;
       const at = random.below(size - length);
@@ -415,7 +146,7 @@ function streams(setting: Setting): Program {
     for (const e of entries) seen.set(e.name.toString(), (seen.get(e.name.toString()) ?? 0) + 1);
   };
   return {
-    rest: 2,
+    rest: 4,
     step() {
       const i = random.below(40);
       if (coming.delete(i)) expect('unlink', c.unlink(`${dir}/comes-${i}`), 0);
@@ -491,7 +222,7 @@ function held(setting: Setting): Program {
       fault('wrong', `a held file${file.unlinked ? ' without a name' : ''} has ${s.nlink} links, ${s.size} bytes`);
   };
   return {
-    rest: 3,
+    rest: 6,
     step() {
       const file = random.pick(files);
       if (random.chance(30)) {
@@ -566,15 +297,15 @@ function bigReads(setting: Setting): Program {
       fault('wrong', `big: wrong byte at ${at + firstDifference(buffer, wanted)}`);
     at = (at + buffer.length) % size;
   };
-  return { rest: 20, step, verify: step };
+  return { rest: 50, step, verify: step };
 }
 
-/** One cheap call each millisecond, timed. */
+/** One cheap call every two milliseconds, timed. */
 function prober(setting: Setting, call: (i: number) => number): Program {
   const { slow, count, fault } = setting;
   let i = 0;
   return {
-    rest: 1,
+    rest: 2,
     step() {
       const begin = now();
       const result = call(i++);
@@ -589,6 +320,11 @@ function prober(setting: Setting, call: (i: number) => number): Program {
 
 export const PROGRAMS: Record<string, { instances: number; make(setting: Setting): Program }> = {
   mutations: { instances: 3, make: mutations },
+  names: { instances: 2, make: names },
+  sqlite: { instances: 3, make: sqlite },
+  untar: { instances: 1, make: untar },
+  fio: { instances: 1, make: fio },
+  slowReads: { instances: 2, make: slowReads },
   appends: { instances: 1, make: appends },
   buffered: { instances: 1, make: s => randomIo(s, false) },
   direct: { instances: 1, make: s => randomIo(s, true) },

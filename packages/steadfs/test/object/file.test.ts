@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict';
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -90,6 +92,34 @@ describe('file store', () => {
     await store.close();
     unmap(memory);
     fs.rmSync(root, { recursive: true });
+  });
+
+  it('waits off the loop for an object that somebody holds a lease on', async () => {
+    const root = scratch();
+    const store = createFileStore({ root });
+    await store.put('v/x', [Buffer.from('content')]);
+    const holder = fork(path.join(import.meta.dirname, '../continuity/holder.ts'), ['500'], {
+      execArgv: ['--disable-warning=ExperimentalWarning'],
+    });
+    try {
+      holder.send({ hold: `${root}/v/x` });
+      const [answer] = (await once(holder, 'message')) as [string];
+      assert.equal(answer, 'held');
+      const target = Buffer.alloc(7);
+      assert.equal(store.getNow?.('v/x', 0, target), undefined);
+      let ended = false;
+      const read = store.get('v/x', 0, target).finally(() => {
+        ended = true;
+      });
+      assert.equal(ended, false);
+      await new Promise(setImmediate);
+      assert.equal(ended, false, 'the loop went on while the object was held');
+      assert.equal(await read, 7);
+      assert.equal(target.toString(), 'content');
+    } finally {
+      holder.disconnect();
+      fs.rmSync(root, { recursive: true });
+    }
   });
 
   it('leaves no temporary file, and lists none', async () => {

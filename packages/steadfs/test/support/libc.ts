@@ -270,6 +270,8 @@ export function fcntlLock(f: number, cmd: number, lock: Omit<Lock, 'pid'>): numb
     pid: b.readInt32LE(24),
   };
 }
+/** F_SETLEASE: F_RDLCK, F_WRLCK, or F_UNLCK to let go. */
+export const lease = (f: number, type: number): number => fcntlInt_(f, 1024, type);
 export const setFlags = (f: number, flags: number): number => fcntlInt_(f, 4, flags);
 
 const mmap_ = libc.func('mmap', 'void *', ['void *', 'size_t', 'int', 'int', fd, 'int64_t']) as (

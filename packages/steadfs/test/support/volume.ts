@@ -2,7 +2,7 @@
  * Fresh volumes on a mount of their own, by Steadfs's command line or by the Go client's (`juicefs` on PATH): what the suites, the
  * benchmarks and the tests of a live mount run on. Nothing here touches a mounted path, so a hung mount cannot hang the caller.
  */
-import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
+import { execFile, type SpawnSyncReturns, spawnSync } from 'node:child_process';
 import {
   chmodSync,
   existsSync,
@@ -46,6 +46,8 @@ export interface Volume {
   remount(extra?: string[]): SpawnSyncReturns<string>;
   /** The command line of `remount`, for those who cannot stand still meanwhile. */
   remountCommand: string[];
+  /** The same without blocking the caller's loop. */
+  remountLater(extra?: string[]): Promise<Ended>;
   /** Unmounts (by force when the command fails), says what went wrong, removes the base. */
   close(options?: { keep?: boolean }): string | undefined;
 }
@@ -70,6 +72,30 @@ export function runClient(client: Client, args: string[], timeout = 60_000): Spa
     timeout,
     killSignal: 'SIGKILL',
     env: { ...process.env, STEADFS_NODE: process.env.STEADFS_NODE ?? process.execPath },
+  });
+}
+
+export interface Ended {
+  status: number | null;
+  signal: NodeJS.Signals | null;
+  stdout: string;
+  stderr: string;
+}
+
+export function runClientLater(client: Client, args: string[], timeout = 60_000): Promise<Ended> {
+  const [program, ...first] = clientCommand(client);
+  return new Promise(resolve => {
+    const child = execFile(
+      program!,
+      [...first, ...args],
+      {
+        encoding: 'utf8',
+        timeout,
+        killSignal: 'SIGKILL',
+        env: { ...process.env, STEADFS_NODE: process.env.STEADFS_NODE ?? process.execPath },
+      },
+      (_, stdout, stderr) => resolve({ status: child.exitCode, signal: child.signalCode, stdout, stderr }),
+    );
   });
 }
 
@@ -154,6 +180,7 @@ export function openVolume(options: VolumeOptions = {}): Volume {
     processes: () => processesWith(dir),
     remountCommand: [...clientCommand(client), ...mountArgs],
     remount: (extra = []) => runClient(client, ['mount', ...extra, ...mountArgs.slice(1)]),
+    remountLater: (extra = []) => runClientLater(client, ['mount', ...extra, ...mountArgs.slice(1)]),
     close({ keep = false } = {}) {
       const r = runClient(client, ['umount', dir]);
       let fault: string | undefined;
