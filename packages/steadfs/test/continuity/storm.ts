@@ -3,7 +3,7 @@
  * pauses are measured.
  *
  *   node storm.ts --dir DIR [--seconds N]                                    without events, on any directory
- *   node storm.ts --mount [--client juicefs] [--events service,keeper,inTurn,upgrade] [--count N] [--full] [--seed N] [--programs A,B] [--json FILE]
+ *   node storm.ts --mount [--client juicefs] [--events service,keeper,inTurn,upgrade] [--count N] [--full] [--minutes N] [--seed N] [--programs A,B] [--json FILE]
  *                   [--meta sqlite|redis|postgres|mariadb] [--store file|s3]
  *   node storm.ts --unit [--events service,both,upgrade] …                  the mount is kept by a service manager's fd store, without a keeper
  *   node storm.ts --once [--count N] [--full]                                mutations alone, and a service that is killed all the time
@@ -52,7 +52,10 @@ export interface StormOptions {
   /** Each of these first, and then drawn from them; none: the programs run undisturbed for `seconds`. */
   events: readonly EventKind[];
   count: number;
+  /** Length of a storm without events. */
   seconds: number;
+  /** No event begins after these, whatever the count. */
+  minutes?: number;
   programs?: readonly string[];
   /** Instances of a program, in place of the usual number. */
   instances?: Readonly<Record<string, number>>;
@@ -262,7 +265,8 @@ export async function storm(options: StormOptions): Promise<Report> {
   const began = now();
   const end = Date.now() + options.seconds * 1000;
   if (alive && options.events.length === 0) while (Date.now() < end) await sleep(100);
-  for (let i = 0; alive && options.events.length > 0 && i < options.count; i++) {
+  const last = Date.now() + (options.minutes ?? Number.POSITIVE_INFINITY) * 60_000;
+  for (let i = 0; alive && options.events.length > 0 && i < options.count && Date.now() < last; i++) {
     await sleep(restMin + random.below(restMax - restMin));
     // Each kind once before chance decides: short storms have them all.
     const kind = options.events[i] ?? random.pick(options.events);
@@ -514,6 +518,7 @@ async function main(): Promise<number> {
       count: { type: 'string' },
       full: { type: 'boolean', default: false },
       seconds: { type: 'string', default: '10' },
+      minutes: { type: 'string' },
       seed: { type: 'string' },
       programs: { type: 'string' },
       meta: { type: 'string', default: 'sqlite' },
@@ -524,7 +529,11 @@ async function main(): Promise<number> {
   });
   if ([values.dir, values.mount, values.unit, values.once].filter(v => v).length !== 1) {
     console.error(
+<<<<<<< HEAD
       'usage: node storm.ts --dir DIR [--seconds N] | --mount [--client juicefs] | --unit | --once [--events A,B] [--count N] [--full] [--seed N] [--programs A,B] [--meta KIND] [--store KIND] [--json FILE]',
+=======
+      'usage: node storm.ts --dir DIR [--seconds N] | --mount [--client juicefs] | --store | --once [--events A,B] [--count N] [--full] [--minutes N] [--seed N] [--programs A,B] [--json FILE]',
+>>>>>>> a85c849 (Storms end after --minutes)
     );
     return 2;
   }
@@ -549,6 +558,7 @@ async function main(): Promise<number> {
     seed: Number(values.seed ?? Math.floor(Math.random() * 1e6)),
     count: Number(values.count ?? (values.full ? 1000 : 20)),
     seconds: Number(values.seconds),
+    ...(values.minutes ? { minutes: Number(values.minutes) } : {}),
     ...(values.programs ? { programs: words(values.programs) } : {}),
     ...(values.verbose ? { log: (line: string) => console.log(line) } : {}),
   };
