@@ -9,11 +9,12 @@
  *
  * Rules of the kernel that matter here: the fd must be mounted before it is polled (epoll of an unmounted one can hang); every
  * read needs room for the largest request; a reply's memory must be present, else SIGKILL during the copy gives its caller EIO; ENOENT for a reply is
- * final and no error; a notification may wait for a request that only this loop answers, so it is written from a thread of the pool, one at a time.
+ * final and no error; a notification may wait for a request that only this loop, or the next service's, answers: notifier.ts.
  */
 import koffi from 'koffi';
 import { PAGE, WRITE_PREFIX } from './abi.ts';
 import { faultPoint } from './fault.ts';
+import { type NotificationWriter, notificationWriter } from './notifier.ts';
 import type { Slots } from './slots.ts';
 import {
   allocate,
@@ -27,7 +28,6 @@ import {
   type Watch,
   watchReadable,
   write,
-  writeAsync,
   writev,
 } from './sys.ts';
 
@@ -147,11 +147,12 @@ export class Device {
   #body = -1;
   #bodyLength = -1;
   #notifying: Promise<unknown> = Promise.resolve();
-  readonly #notifyMemory = allocate(PAGE);
+  readonly #notifications: NotificationWriter;
 
   /** `spin`: the longest busy poll, milliseconds (0: none). */
   constructor(fd: number, slots: Slots, receiver: Receiver, spin = 0.1) {
     this.fd = fd;
+    this.#notifications = notificationWriter(fd);
     this.#slots = slots;
     this.#receiver = receiver;
     this.#nextRequest = new SpinTime(spin);
@@ -196,6 +197,7 @@ export class Device {
     this.#watch = undefined;
     clearTimeout(this.#retry);
     this.#retry = undefined;
+    this.#notifications.end();
   }
 
   /** Something was freed, or an answer is expected at once: has a look in the next turn. */
@@ -421,19 +423,9 @@ export class Device {
     else unmap(memory);
   }
 
-  /** Writes a notification from a thread of the pool, after those before it: its length or -errno. */
+  /** Writes a notification off the loop, after those before it: its length or -errno. */
   notify(message: Uint8Array): Promise<number> {
-    const result = this.#notifying.then(async () => {
-      if (message.length <= this.#notifyMemory.length) {
-        this.#notifyMemory.bytes.set(message);
-        return writeAsync(this.fd, this.#notifyMemory.address, message.length);
-      }
-      const memory = this.buffer(message.length);
-      memory.bytes.set(message);
-      const n = await writeAsync(this.fd, memory.address, message.length);
-      this.release(memory);
-      return n;
-    });
+    const result = this.#notifying.then(() => this.#notifications.write(message));
     this.#notifying = result;
     return result;
   }

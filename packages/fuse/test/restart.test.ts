@@ -251,3 +251,34 @@ test('a lost capsule: RESEND brings reads again, mutations get EIO', { skip, tim
     rmdirSync(point);
   }
 });
+
+for (const [what, script] of [
+  ['pages that a READ is to fill', 'cat $M/f'],
+  ['a name in a directory where a MKDIR is under way', 'stat $M/f; mkdir $M/new'],
+] as const)
+  test(`kill -9 ends a server that drops ${what}`, { skip, timeout: 60_000 }, async () => {
+    const point = mkdtempSync(join(tmpdir(), 'fuse-proto-'));
+    const { fd } = await mountFuse(point, { source: 'stuck', subtype: 'stuck' });
+    const server = spawn(process.execPath, [join(here, 'stuck.ts')], { stdio: ['ignore', 'pipe', 'inherit', fd] });
+    let said = '';
+    server.stdout!.on('data', data => {
+      said += data;
+    });
+    try {
+      const caller = run('/bin/sh', ['-c', script.replaceAll('$M', point)], { timeout: 30_000 }).catch(error => error);
+      while (!said.includes('asked')) await sleep(5);
+      // Time for the notification to reach the lock that the caller holds.
+      await sleep(500);
+      assert.ok(!said.includes('notified'), 'the kernel makes the notification wait');
+      server.kill('SIGKILL');
+      const ended = await Promise.race([once(server, 'exit'), sleep(10_000).then(() => undefined)]);
+      assert.ok(ended, 'the server has ended');
+      await unmount(point, { force: true, lazy: true });
+      await caller;
+    } finally {
+      await unmount(point, { force: true, lazy: true }).catch(() => {});
+      server.kill('SIGKILL');
+      close(fd);
+      rmdirSync(point);
+    }
+  });

@@ -529,11 +529,7 @@ async function main(): Promise<number> {
   });
   if ([values.dir, values.mount, values.unit, values.once].filter(v => v).length !== 1) {
     console.error(
-<<<<<<< HEAD
-      'usage: node storm.ts --dir DIR [--seconds N] | --mount [--client juicefs] | --unit | --once [--events A,B] [--count N] [--full] [--seed N] [--programs A,B] [--meta KIND] [--store KIND] [--json FILE]',
-=======
-      'usage: node storm.ts --dir DIR [--seconds N] | --mount [--client juicefs] | --store | --once [--events A,B] [--count N] [--full] [--minutes N] [--seed N] [--programs A,B] [--json FILE]',
->>>>>>> a85c849 (Storms end after --minutes)
+      'usage: node storm.ts --dir DIR [--seconds N] | --mount [--client juicefs] | --unit | --once [--events A,B] [--count N] [--full] [--minutes N] [--seed N] [--programs A,B] [--meta KIND] [--store KIND] [--json FILE]',
     );
     return 2;
   }
