@@ -10,10 +10,11 @@ import { allocate, close, read, setNonblock, write } from '../src/sys.ts';
 import type { FileSystem } from '../src/types.ts';
 
 const socketpair = koffi.load('libc.so.6').func('int socketpair(int, int, int, uintptr_t)');
+const SOCK_CLOEXEC = 0o2000000;
 const memory = allocate(2 << 20);
 
 export function seqpacketPair(): [number, number] {
-  if (socketpair(1, 5, 0, memory.address) !== 0) throw new Error('socketpair');
+  if (socketpair(1, 5 | SOCK_CLOEXEC, 0, memory.address) !== 0) throw new Error('socketpair');
   const pair: [number, number] = [memory.view.getInt32(0, true), memory.view.getInt32(4, true)];
   for (const fd of pair) setNonblock(fd);
   return pair;

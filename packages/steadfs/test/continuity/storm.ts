@@ -139,6 +139,17 @@ interface Usage {
   descriptors: Partial<Record<Role, number>>;
 }
 
+/** Open descriptors without those of objects, of which the file store keeps up to 256 for a moment. */
+function descriptorsOf(pid: number): number {
+  return readdirSync(`/proc/${pid}/fd`).filter(fd => {
+    try {
+      return !readlinkSync(`/proc/${pid}/fd/${fd}`).includes('/chunks/');
+    } catch {
+      return false; // closed meanwhile
+    }
+  }).length;
+}
+
 function usage(pids: Record<Role, number | undefined>): Usage {
   const result: Usage = { memory: {}, descriptors: {} };
   for (const role of ['service', 'keeper'] as const) {
@@ -146,7 +157,7 @@ function usage(pids: Record<Role, number | undefined>): Usage {
     if (pid === undefined) continue;
     try {
       const resident = /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1];
-      result.descriptors[role] = readdirSync(`/proc/${pid}/fd`).length;
+      result.descriptors[role] = descriptorsOf(pid);
       result.memory[role] = Number(resident ?? 0) / 1024;
       if (role === 'service') result.memory.capsule = statSync(`/proc/${pid}/fd/4`).blocks / 2048;
     } catch {
@@ -310,9 +321,9 @@ export async function storm(options: StormOptions): Promise<Report> {
     await sleep(120);
     windows.push({ kind, begin, end: now() });
     samples.push(usage(after));
-    const silent = running.filter(p => p.state === 'running' && Date.now() - p.heard > 90_000).map(p => p.name);
+    const silent = running.filter(p => p.state === 'running' && Date.now() - p.heard > 300_000).map(p => p.name);
     if (silent.length > 0) {
-      report.faults.push(`event ${i} (${kind}): nothing heard for 90 s from ${silent.join(', ')}`);
+      report.faults.push(`event ${i} (${kind}): nothing heard for 300 s from ${silent.join(', ')}`);
       alive = false;
     }
     log(
@@ -320,14 +331,14 @@ export async function storm(options: StormOptions): Promise<Report> {
     );
   }
   for (const p of running) if (p.state === 'running') p.child.send('stop');
-  await wait('stop', p => p.state === 'stopped', alive ? 90_000 : 5000);
+  await wait('stop', p => p.state === 'stopped', alive ? 300_000 : 5000);
   try {
     writeFileSync('/proc/sys/vm/drop_caches', '1');
   } catch {
     // only root may
   }
   for (const p of running) if (p.state === 'stopped') p.child.send('verify');
-  await wait('verification', p => p.state === 'done', alive ? 240_000 : 5000);
+  await wait('verification', p => p.state === 'done', alive ? 600_000 : 5000);
   for (const p of running) if (p.state !== 'dead') p.child.kill('SIGKILL');
   for (const [how, { added, found }] of counters)
     if (added !== found) {
@@ -376,7 +387,7 @@ function growth({ memory, descriptors }: Report): string[] {
     return last > first * factor + more ? [`memory of ${what} grew from ${first} to ${last} MiB`] : [];
   });
   for (const [role, [first, last]] of Object.entries(descriptors))
-    if (last > first + 5) grown.push(`descriptors of ${role} grew from ${first} to ${last}`);
+    if (last > first + 8) grown.push(`descriptors of ${role} grew from ${first} to ${last}`);
   return grown;
 }
 
