@@ -615,6 +615,14 @@ describe('metadata on Redis', { skip, concurrency: 1, timeout: 120_000 }, () => 
       await assert.rejects(openAt(own.url(0)), e => !String(e).includes('secret'));
       const c = await mountAt(`redis://fs:pw@127.0.0.1:${own.port}/2`);
       await c.create(ROOT, 'f');
+      // A user who may not run scripts is told so, at the start and by the first change.
+      await go('ACL', 'SETUSER', 'plain', 'on', '>pw', '~*', '&*', '+@all', '-@scripting');
+      const forbidden = (e: Error) => /refuses scripts .*@scripting/.test(e.message) && !e.message.includes('pw');
+      await assert.rejects(mountAt(`redis://plain:pw@127.0.0.1:${own.port}/2`), forbidden);
+      await go('ACL', 'SETUSER', 'fs', '-@scripting');
+      await assert.rejects(c.create(ROOT, 'g'), forbidden);
+      await go('ACL', 'SETUSER', 'fs', '+@scripting');
+      await c.create(ROOT, 'g');
       process.env.META_PASSWORD = 'top secret';
       const u = await mountAt(`unix:///tmp/steadfs-redis-${process.pid}.sock?db=2`);
       delete process.env.META_PASSWORD;

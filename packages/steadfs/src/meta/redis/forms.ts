@@ -80,6 +80,11 @@ export function asNumber(r: Reply | undefined): number {
 export function errnoFor(e: unknown, what: string): Errno {
   if (e instanceof ReplyError) {
     if (e.kind === 'OOM') return ENOSPC.because(`${what}: ${e.message}`);
+    // An ACL without scripts, or commands that were renamed away.
+    if (/^(NOPERM|ERR unknown command)\b.*\beval/i.test(e.message))
+      return EIO.because(
+        `the server refuses scripts (${e.message}); every change is one: the user needs EVALSHA and EVAL (ACL category @scripting)`,
+      );
     return EIO.because(`${what}: ${e.message}`);
   }
   return EIO.because(`${what}: ${e instanceof Error ? e.message : String(e)}`, e);
