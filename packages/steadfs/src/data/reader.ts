@@ -432,7 +432,7 @@ export function createReader(options: ReaderOptions): Reader {
    * been asked for.
    */
   function warmed(id: number, indx: number, len: number, blockSize: number): boolean {
-    if (options.prefetch <= 0) return false;
+    if (options.prefetch <= 0 || transfer.cachedBelow) return false;
     const key = id * 1024 + indx;
     const count = (warm.get(key) ?? 0) + 1;
     warm.delete(key);

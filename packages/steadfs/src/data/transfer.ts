@@ -49,6 +49,8 @@ export interface Transfer {
   getRange(key: string, offset: number, target: Uint8Array, failed: () => void): Promise<void>;
   /** Part of a block that is at hand, into `target`; false: it has to be waited for. */
   getNow(key: string, offset: number, target: Uint8Array): boolean;
+  /** Parts were at hand before: the store has a cache of its own (the page cache of a directory), and a second one of whole blocks gains nothing for reads of parts. */
+  readonly cachedBelow: boolean;
   readonly seekable: boolean;
 }
 
@@ -63,6 +65,7 @@ export function createTransfer(options: TransferOptions): Transfer {
   const download = createRate(options.downloadLimit);
   const gets = createPlaces(most(options.maxDownloads));
   let uploading = 0;
+  let cachedBelow = false;
 
   async function load(
     key: string,
@@ -121,8 +124,15 @@ export function createTransfer(options: TransferOptions): Transfer {
       }
     },
     getBlock: (key, target, failed) => load(key, target, failed, signal => codec.load(store, key, target, signal)),
-    getNow: (key, offset, target) =>
-      codec.seekable && options.downloadLimit <= 0 && store.getNow?.(key, offset, target) === target.length,
+    getNow(key, offset, target) {
+      if (!codec.seekable || options.downloadLimit > 0 || store.getNow?.(key, offset, target) !== target.length)
+        return false;
+      cachedBelow = true;
+      return true;
+    },
+    get cachedBelow() {
+      return cachedBelow;
+    },
     getRange: (key, offset, target, failed) =>
       load(key, target, failed, signal => store.get(key, offset, target, signal)),
   };

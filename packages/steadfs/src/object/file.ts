@@ -59,6 +59,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
   const onLoop = options.onLoop ?? true;
   const puts = createPace(true);
   const gets = createPace(false);
+  const opens = createPace(false);
   const direct = createDirect();
   const openFiles = createOpenFiles(OPEN_MAX, OPEN_IDLE);
   let alongside: boolean | undefined;
@@ -160,17 +161,17 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
   async function get(key: string, offset: number, target: Uint8Array): Promise<number> {
     const path = pathOf(key);
     if (target.length === 0) return 0;
-    const quick = onLoop && target.length <= SMALL && gets.allowed(target.length);
+    const quick = onLoop && target.length <= SMALL;
     let file = openFiles.take(path);
     if (file === undefined) {
-      const fd = (quick ? gets.run(0, () => openOnLoop(path)) : undefined) ?? (await openInPool(path));
+      const fd = (quick && opens.allowed(0) ? opens.run(0, () => openOnLoop(path)) : undefined) ?? (await openInPool(path));
       file = openFiles.add(path, fd);
     }
     const { fd } = file;
     try {
       let done = 0;
       if (quick && tells) {
-        done = gets.run(target.length, () => readCached(fd, offset, target));
+        done = readCached(fd, offset, target);
         if (done === target.length) return done;
         tells = done >= 0;
         done = Math.max(0, done);
