@@ -8,7 +8,8 @@ const IOV_MAX = 1024;
 /** What addresses, lengths and offsets of direct writing are multiples of on every disk that we know. */
 const ALIGNMENT = 4096;
 const { O_CREAT, O_DIRECT, O_EXCL, O_WRONLY } = fs.constants;
-const EAGAIN = -11;
+const EINVAL = -22;
+const EOPNOTSUPP = -95;
 
 /** Writes a new file; it is removed when it cannot be written whole. */
 export function writeNow(path: string, pieces: readonly Uint8Array[]): void {
@@ -91,7 +92,9 @@ const vecs = ioVecs(1);
 export function readCached(fd: number, offset: number, target: Uint8Array): number {
   vecs.set(0, Number(koffi.address(target)), target.length);
   const n = preadv2(fd, vecs.address, 1, offset, RWF_NOWAIT);
-  return n >= 0 ? n : n === EAGAIN ? 0 : -1;
+  if (n >= 0) return n;
+  // EAGAIN, or an error that the one who waits will be told.
+  return n === EOPNOTSUPP || n === EINVAL ? -1 : 0;
 }
 
 /** Reads until the target is full or the file ends. */

@@ -164,7 +164,8 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
     const quick = onLoop && target.length <= SMALL;
     let file = openFiles.take(path);
     if (file === undefined) {
-      const fd = (quick && opens.allowed(0) ? opens.run(0, () => openOnLoop(path)) : undefined) ?? (await openInPool(path));
+      const fd =
+        (quick && opens.allowed(0) ? opens.run(0, () => openOnLoop(path)) : undefined) ?? (await openInPool(path));
       file = openFiles.add(path, fd);
     }
     const { fd } = file;
@@ -225,17 +226,17 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
     },
 
     getNow(key, offset, target) {
-      if (!tells || !onLoop || target.length > SMALL || !gets.allowed(target.length)) return undefined;
+      if (!tells || !onLoop || target.length > SMALL) return undefined;
       try {
         const path = pathOf(key);
         let file = openFiles.take(path);
         if (file === undefined) {
-          const fd = gets.run(0, () => openOnLoop(path));
+          const fd = opens.allowed(0) ? opens.run(0, () => openOnLoop(path)) : undefined;
           if (fd === undefined) return undefined;
           file = openFiles.add(path, fd);
         }
         try {
-          const n = gets.run(target.length, () => readCached(file.fd, offset, target));
+          const n = readCached(file.fd, offset, target);
           tells = n >= 0;
           return n === target.length ? n : undefined;
         } finally {
