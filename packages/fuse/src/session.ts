@@ -435,7 +435,25 @@ function isDying(pid: number): boolean {
   for (const [, mask] of status.matchAll(/^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)$/gm)) {
     if (Number.parseInt(mask!.slice(-4), 16) & 0x100) return true;
   }
-  return /^State:\s*[ZX]/m.test(status);
+  return /^State:\s*[ZX]/m.test(status) || wasKilled(pid);
+}
+
+/** PF_SIGNALED of include/linux/sched.h */
+const PF_SIGNALED = 0x400;
+
+/**
+ * A signal has ended the process, and it is giving its files back. Nothing is pending any more then, and the kernel sends no INTERRUPT, but waits for the answers to the
+ * FLUSHes. Those of a process that ends by itself are waited for: they are its close(2)s.
+ */
+function wasKilled(pid: number): boolean {
+  let stat: string;
+  try {
+    stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
+  } catch {
+    return true;
+  }
+  // Behind the name in parentheses: state, ppid, pgrp, session, tty, tpgid, flags.
+  return (Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[6]) & PF_SIGNALED) !== 0;
 }
 
 /** Data of a WRITE that is on pages of its own, or (short) a copy. */
@@ -1249,9 +1267,9 @@ class Server implements Session, Receiver {
       for (const request of requests) {
         if (request === undefined || request.answered) continue;
         const { opcode } = request;
-        if (request.fired && !STAYS.has(opcode)) {
+        if ((request.fired || opcode === OP.FLUSH) && !STAYS.has(opcode)) {
           again = true;
-          if (request.callerIsDying()) {
+          if (request.fired ? request.callerIsDying() : request.pid !== 0 && wasKilled(request.pid)) {
             this.#abandon(request, EINTR);
             continue;
           }
@@ -1365,6 +1383,7 @@ class Server implements Session, Receiver {
       if (!handler) throw EOPNOTSUPP.because(`opcode ${request.opcode}`);
       const reply: Reply<never> = handler.run(this.#fs, request);
       if (isPromise(reply)) {
+        if (request.opcode === OP.FLUSH) this.#armLook();
         reply.then(
           value => this.#answer(request, handler, value),
           error => this.#fail(request, error),
@@ -1526,7 +1545,7 @@ class Server implements Session, Receiver {
     if (error instanceof Errno) {
       errno = error.errno;
       if (errno === 38) errno = EOPNOTSUPP.errno;
-      if (errno === 4 && !request.fired && !this.ended) {
+      if (errno === 4 && !request.fired && !request.abandoned && !this.ended) {
         this.#log('error', `${opcodeName[request.opcode]} ended with EINTR though nobody interrupted it: EIO`, error);
         errno = EIO.errno;
       }

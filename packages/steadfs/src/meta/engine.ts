@@ -27,6 +27,9 @@ import type { Format } from '../format/volume.ts';
 export type { Name, Op };
 export type MaybePromise<T> = T | Promise<T>;
 
+/** Cause of the EIO that mutations fail with when the session is lost for good: another client may have what was ours. */
+export const SESSION_LOST = new Error('the session is lost');
+
 /** Kinds of Op. Request slots belong to @steadfs/fuse; the others are numbered by whoever starts the work, seq from the capsule. */
 export const OpKind = {
   request: 0,

@@ -1,4 +1,4 @@
-// timeout: 240
+// timeout: 400
 // alone
 /** Several hosts on one volume: what one closed the other sees, locks between them, a host that was cut off. */
 import assert from 'node:assert/strict';

@@ -65,6 +65,7 @@ import type {
   TimeSet,
   WriteResult,
 } from '../engine.ts';
+import { SESSION_LOST } from '../engine.ts';
 import { allows, checkNewName, NAME_MAX, X } from '../ops/access.ts';
 import { atimeDue, checkFallocate, checkOpen, MAX_LENGTH, XATTR_VALUE_MAX } from '../ops/attrs.ts';
 import { spaceOf } from '../ops/quota.ts';
@@ -297,7 +298,7 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
       cache.clear();
       options.events.sessionLost(reason);
     }
-    return EIO.because(`session lost: ${reason}`);
+    return EIO.because(`session lost: ${reason}`, SESSION_LOST);
   }
 
   interface Call {
@@ -313,7 +314,7 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
   /** Carries a mutation out. Rejects with a Question when the script asks one. */
   function mutate<T>(s: Script, op: Op | undefined, call: Call, take: Take<T>): Promise<T> {
     if (options.readOnly) return Promise.reject(EROFS);
-    if (lost !== undefined) return Promise.reject(EIO.because(`session lost: ${lost}`));
+    if (lost !== undefined) return Promise.reject(EIO.because(`session lost: ${lost}`, SESSION_LOST));
     const f = need();
     const record = op !== undefined && session !== undefined && call.unrecorded !== true;
     const context = packContext(

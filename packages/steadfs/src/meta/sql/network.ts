@@ -36,6 +36,7 @@ import type {
   SessionInfo,
   WriteResult,
 } from '../engine.ts';
+import { SESSION_LOST } from '../engine.ts';
 import { NAME_MAX, present } from '../ops/access.ts';
 import { logChange } from '../ops/changelog.ts';
 import { noQuotas, treeUsage } from '../ops/quota.ts';
@@ -203,7 +204,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
   function lose(reason: string): never {
     if (lost === undefined) options.events.sessionLost(reason);
     lost = reason;
-    throw EIO.because(`session ${volume.sid} lost: ${reason}`);
+    throw EIO.because(`session ${volume.sid} lost: ${reason}`, SESSION_LOST);
   }
 
   async function checkSession(tx: NetworkTx, c: SqlConnection): Promise<void> {
