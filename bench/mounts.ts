@@ -18,7 +18,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { DatabaseSync } from 'node:sqlite';
@@ -57,7 +57,7 @@ function publish(heading: string, rows: readonly (readonly [string, string])[], 
   if (!values.write) return;
   const command = `node bench/mounts.ts ${process.argv.slice(2).join(' ')}`;
   record(heading, [
-    `${new Date().toISOString().slice(0, 10)}, \`${command}\`; ${machine}.`,
+    `${new Date().toISOString().slice(0, 10)}, \`${command}\`; ${machine}, load ${loadavg()[0]!.toFixed(0)}.`,
     '',
     ...table,
     ...(note ? ['', note] : []),
@@ -145,7 +145,7 @@ async function start(): Promise<void> {
       first: [],
       umount: [],
     };
-    for (let i = 0; i < 10; i++) {
+    for (let i = 0; i < 5; i++) {
       times.umount.push(command(['umount', mnt]));
       times.version.push(command(['version']));
       const mounted = command(mountArgs);
