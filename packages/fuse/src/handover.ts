@@ -4,7 +4,7 @@
  * The socket is `control` in the mount's private directory (mode 0700). SO_PEERCRED is checked as well: the same uid, or root. Messages are lines of JSON:
  *
  *     → {"op":"take"}    ← {"ok":true, version, pid, keeper, launch, …} with five fds (SCM_RIGHTS): fuse, capsule, arena, launch, state
- *     → {"op":"yield"}   ← {"ok":true, keeper} once the service has stopped reading and finished what takes no time; it goes on when the connection ends
+ *     → {"op":"yield"}   ← {"ok":true, keeper} once the service has stopped reading and finished what takes no time; it goes on when the connection ends, or after 1 s
  *     → {"op":"state"}   ← {"ok":true, version, pid, keeper, takeovers, …}
  *
  * Two phases. Prepare: the new service has the fds, has read the capsule's directory, and is warm; nothing has changed for the old one, and any failure up
@@ -38,6 +38,9 @@ export interface ControlHandlers {
   resume(): void;
   log(level: 'info' | 'warn' | 'error', message: string): void;
 }
+
+/** After this long without being killed a process that has yielded goes on, ms. */
+const YIELD_LIMIT_MS = 1000;
 
 type Message = Record<string, unknown>;
 
@@ -159,9 +162,15 @@ export function serveControl(directory: string, handlers: ControlHandlers): Cont
 
   async function serveOne(fd: number): Promise<void> {
     let yielded = false;
+    let limit: NodeJS.Timeout | undefined;
+    const resume = (): void => {
+      clearTimeout(limit);
+      if (yielded) handlers.resume();
+      yielded = false;
+    };
     const connection = connectionOver(fd, () => {
       open.delete(connection);
-      if (yielded) handlers.resume();
+      resume();
     });
     open.add(connection);
     try {
@@ -180,6 +189,8 @@ export function serveControl(directory: string, handlers: ControlHandlers): Cont
           faultPoint('control.before-answer');
           connection.send({ ok: true, keeper: handlers.info().keeper });
           faultPoint('control.answered');
+          // A successor that hangs must not stop the mount. When it goes on after all, this process is killed in the middle of its work, as it may be at any time.
+          limit = setTimeout(resume, YIELD_LIMIT_MS);
         } else connection.send({ ok: false, reason: `unknown request ${String(message.op)}` });
       }
     } catch (error) {

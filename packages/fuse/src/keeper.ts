@@ -6,7 +6,7 @@
  * pipe whose write end only that service holds (close-on-exec), then starts the next one as its child.
  *
  * What ends what:
- * - service exits 0 (the mount has ended): the keeper exits.
+ * - the service has ended with the mount (state line `ended`): the keeper exits. Code 0 alone is a crash like others (a loop that ran empty).
  * - killed (code 137) at any time, however often: started again at once.
  * - crashed by itself after it had served: at once; from the fifth crash within a second after starting on after 0.2 s, from the twentieth on after 1 s.
  * - did not get as far as serving: after 0, 0.1, 0.2, 0.5, 1, 2, 5, 5, … s (far below the kernel's hung-task limit of 120 s). The state line says `waiting: …`, the mount waits, umount and
@@ -14,7 +14,7 @@
  *   unmounted tree, whom no service can be started for.
  * - the first service of a fresh mount, or of an upgrade before its commit point (state line neither `serving` nor `committed`): the keeper exits with it, the starter
  *   cleans up. The old service and its keeper were never touched.
- * - exit 75: another process serves this capsule. Whoever serves has a keeper of its own, so this one exits.
+ * - exit 75: another process serves this capsule. Whoever serves has a keeper of its own, so this one exits when it is told so four times in a row.
  *
  * Signals: the keeper ignores HUP (log-out) and is in a session of its own (detached), so terminals do not reach it. TERM and INT go on to the service, which unmounts
  * lazily and ends when the last user is gone. In the foreground a Ctrl-C reaches both; the service takes a signal more than once calmly.
@@ -54,7 +54,7 @@ mounted() {
   return 1
 }
 seconds() { read -r now _ </proc/uptime; now=\${now%%.*}; }
-failures=0 quick=0
+failures=0 quick=0 locked=0
 while :; do
   if [ "$mode" = watch ]; then
     while :; do
@@ -78,13 +78,12 @@ while :; do
     first=$mode
   fi
   child=0 mode=crash
-  [ $code = 0 ] && exit 0
-  [ $code = ${EXIT_LOCKED} ] && exit 0
   read -r state </proc/self/fd/${FD_STATE}
   delay=0
   case $state in
+  ended*) exit 0 ;;
   serving*)
-    failures=0
+    failures=0 locked=0
     seconds
     if [ $code != 137 ] && [ $((now - started)) -le 1 ]; then quick=$((quick + 1)); else quick=0; fi
     [ $quick -ge 5 ] && delay=0.2
@@ -92,6 +91,10 @@ while :; do
     ;;
   *)
     case $first in mount|upgrade) case $state in committed*) ;; *) exit $code ;; esac ;; esac
+    if [ $code = ${EXIT_LOCKED} ]; then
+      locked=$((locked + 1))
+      [ $locked -ge 4 ] && exit 0
+    fi
     failures=$((failures + 1))
     case $failures in 1) ;; 2) delay=0.1 ;; 3) delay=0.2 ;; 4) delay=0.5 ;; 5) delay=1 ;; 6) delay=2 ;; *) delay=5 ;; esac
     [ $code = 137 ] && [ $failures -lt 20 ] && delay=0

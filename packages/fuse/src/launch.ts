@@ -48,7 +48,7 @@ export const HELD: HeldFds = {
   state: FD_STATE,
 };
 
-/** Exit codes of a service, for its keeper. 0: the mount has ended. Anything else that is not listed: crashed, start another. */
+/** Exit codes of a service, for its keeper. 0: the mount has ended (and the state line says so). Anything else that is not listed: crashed, start another. */
 export const EXIT_ENDED = 0;
 /** Another process serves this capsule and has its own keeper: go. */
 export const EXIT_LOCKED = 75;
@@ -88,7 +88,7 @@ export function readLaunch(fd: number): Launch {
 }
 
 /**
- * The state line: `starting`, `committed` (an upgrade has passed its commit point), `serving`, `waiting: why` (no service can be started). The keeper
+ * The state line: `starting`, `committed` (an upgrade has passed its commit point), `serving`, `waiting: why` (no service can be started), `ended` (with the mount). The keeper
  * writes it too (echo to /proc/self/fd/7), therefore a line of text.
  */
 export function createState(): number {

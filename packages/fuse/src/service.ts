@@ -5,6 +5,7 @@
  * The service's one way to start, {@link runService}: take the capsule's lock (an upgrade: get warm first, then end the old service, then take it), open the capsule, serve.
  */
 import { readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   CapsuleError,
@@ -205,6 +206,16 @@ async function startUnderSystemd(settings: StartSettings): Promise<never> {
   ]);
 }
 
+type KeeperEnd = Pick<ReturnType<typeof startKeeper>, 'exitCode' | 'signalCode'>;
+
+/** How the service ended: its keeper passes the code on. */
+function endOf({ exitCode, signalCode }: KeeperEnd): string {
+  if (signalCode !== null) return ` (its keeper was killed by ${signalCode})`;
+  if (exitCode === null) return '';
+  const signal = Object.entries(constants.signals).find(([, n]) => n === exitCode - 128)?.[0];
+  return signal ? ` (killed by ${signal})` : ` (exit code ${exitCode})`;
+}
+
 /** The starter's end of the report pipe. */
 function listenForReports() {
   const [readEnd, writeEnd] = sys.pipe();
@@ -235,7 +246,7 @@ function listenForReports() {
     service: 0,
     committing: false,
     /** The report `serving`; throws the reason when the service gives up or ends before, ETIMEDOUT after `timeout` ms. */
-    async served(timeout: number, keeper: { exitCode: number | null }): Promise<Report & { event: 'serving' }> {
+    async served(timeout: number, keeper: KeeperEnd): Promise<Report & { event: 'serving' }> {
       sys.close(writeEnd);
       result.writeEnd = -1;
       const until = performance.now() + timeout;
@@ -247,10 +258,9 @@ function listenForReports() {
           else return r;
         }
         if (ended) {
-          await sleep(50); // the keeper's exit code follows
-          throw EIO.because(
-            `the service ended before it served${keeper.exitCode ? ` (exit code ${keeper.exitCode})` : ''}`,
-          );
+          // Its keeper tells how, and ends too; behind the commit point it starts another one instead.
+          await keeperGone(keeper, result.committing ? 50 : 3000);
+          throw EIO.because(`the service ended before it served${endOf(keeper)}`);
         }
         const left = until - performance.now();
         if (left <= 0) throw ETIMEDOUT.because(`the service is not ready after ${Math.round(timeout / 1000)} s`);
@@ -311,7 +321,7 @@ export async function replaceMount(settings: ReplaceSettings): Promise<Replaced>
       await keeperGone(keeper, 1000);
       if (keeper.exitCode !== null || keeper.signalCode !== null) throw error;
       keeper.unref();
-      return await servedAfterAll(mountPoint, launch, keeper.pid, error);
+      return await servedAfterAll(mountPoint, launch, keeper, error);
     }
   } finally {
     starter.close();
@@ -319,19 +329,25 @@ export async function replaceMount(settings: ReplaceSettings): Promise<Replaced>
   }
 }
 
-async function keeperGone(keeper: ReturnType<typeof startKeeper>, timeout: number): Promise<void> {
+async function keeperGone(keeper: KeeperEnd, timeout: number): Promise<void> {
   const until = performance.now() + timeout;
   while (keeper.exitCode === null && keeper.signalCode === null && performance.now() < until) await sleep(5);
 }
 
-/** The new service died behind the commit point: its keeper starts another. */
-async function servedAfterAll(mountPoint: string, launch: Launch, keeper: number, cause: unknown): Promise<Replaced> {
+/** The new service died behind the commit point: its keeper starts another; or finds that the old service was not dead yet, and goes. */
+async function servedAfterAll(
+  mountPoint: string,
+  launch: Launch,
+  keeper: ReturnType<typeof startKeeper>,
+  cause: unknown,
+): Promise<Replaced> {
   const until = performance.now() + 30_000;
   while (performance.now() < until) {
+    if (keeper.exitCode !== null || keeper.signalCode !== null) throw cause;
     const state = await mountState(mountPoint);
     const takeover = state?.takeovers.at(-1);
     if (state?.state === 'serving' && state.service && takeover && takeover.when >= launch.created)
-      return { device: launch.device, keeper, service: state.service.pid, takeover };
+      return { device: launch.device, keeper: keeper.pid, service: state.service.pid, takeover };
     await sleep(100);
   }
   throw EIO.because('the new service died behind the commit point, and no other one serves yet', cause);
@@ -399,6 +415,7 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
     report({ event: 'started', service: process.pid });
     faultPoint('adopt.begun', mode);
     await adoptAndServe(settings, mode, log, report, progress);
+    writeState(FD_STATE, 'ended');
     process.exit(EXIT_ENDED);
   } catch (error) {
     const reason = message(error);
@@ -406,7 +423,10 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
     if (code !== EXIT_ENDED && code !== EXIT_LOCKED) {
       log('error', code === 1 && error instanceof Error ? (error.stack ?? reason) : reason);
       writeState(FD_STATE, `waiting: ${reason}`);
-    } else log('info', reason);
+    } else {
+      if (code === EXIT_ENDED) writeState(FD_STATE, 'ended');
+      log('info', reason);
+    }
     // In the foreground (and under systemd) the starter has become this process's keeper or this process.
     if (mode === 'mount' && !progress.served && code !== EXIT_LOCKED && code !== EXIT_ENDED)
       await takeBack(readLaunch(FD_LAUNCH));

@@ -79,9 +79,10 @@ On a mount point where the same volume is mounted already, this version and thes
       ...(plan.options.logFile ? { log: plan.options.logFile } : {}),
     };
 
+    const patience = process.env.JFS_MOUNT_TIMEOUT ? { timeout: Number(process.env.JFS_MOUNT_TIMEOUT) * 1000 } : {};
     if (live) {
       carryOptions(live, plan.kernel, options);
-      const replaced = await replaceMount(settings).catch((error: unknown) => {
+      const replaced = await replaceMount({ ...settings, ...patience }).catch((error: unknown) => {
         throw new Failure(`${mountPoint} goes on as it was, the upgrade was given up: ${messageOf(error)}`);
       });
       const { from, to, pause, carriedOver } = replaced.takeover;
@@ -100,7 +101,7 @@ On a mount point where the same volume is mounted already, this version and thes
         mount: plan.kernel,
         foreground: !background && !underSystemd,
         ...(underSystemd ? { systemd: true } : {}),
-        ...(process.env.JFS_MOUNT_TIMEOUT ? { timeout: Number(process.env.JFS_MOUNT_TIMEOUT) * 1000 } : {}),
+        ...patience,
       });
     } catch (error) {
       const see = plan.options.logFile ? ` (more may be in ${plan.options.logFile})` : '';
