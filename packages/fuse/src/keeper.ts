@@ -12,7 +12,7 @@
  * - did not get as far as serving: after 0, 0.1, 0.2, 0.5, 1, 2, 5, 5, … s (far below the kernel's hung-task limit of 120 s). The state line says `waiting: …`, the mount waits, umount and
  *   `umount -f` work (both are the kernel's). From the third time on it exits when the mount is gone from mountinfo: then nobody can be waiting but users of a lazily
  *   unmounted tree, whom no service can be started for.
- * - the first service of a fresh mount, or of an upgrade before its commit point (state line neither `serving` nor `committed`): the keeper exits with it, the starter
+ * - the first service of a fresh mount, or of an upgrade before its commit point (state line none of `serving`, `committed`, `waiting`): the keeper exits with it, the starter
  *   cleans up. The old service and its keeper were never touched.
  * - exit 75: another process serves this capsule. Whoever serves has a keeper of its own, so this one exits when it is told so four times in a row.
  *
@@ -90,7 +90,7 @@ while :; do
     [ $quick -ge 20 ] && delay=1
     ;;
   *)
-    case $first in mount|upgrade) case $state in committed*) ;; *) exit $code ;; esac ;; esac
+    case $first in mount|upgrade) case $state in committed*|waiting*) ;; *) exit $code ;; esac ;; esac
     if [ $code = ${EXIT_LOCKED} ]; then
       locked=$((locked + 1))
       [ $locked -ge 4 ] && exit 0

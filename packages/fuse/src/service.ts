@@ -410,7 +410,7 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
     sys.write(FD_REPORT, memory.address, line.length);
     sys.unmap(memory);
   };
-  const progress = { served: false };
+  const progress = { served: false, committed: false };
   try {
     report({ event: 'started', service: process.pid });
     faultPoint('adopt.begun', mode);
@@ -422,7 +422,9 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
     const code = error instanceof Exit ? error.code : 1;
     if (code !== EXIT_ENDED && code !== EXIT_LOCKED) {
       log('error', code === 1 && error instanceof Error ? (error.stack ?? reason) : reason);
-      writeState(FD_STATE, `waiting: ${reason}`);
+      // The keeper of a first service ends with it, unless there is nobody else any more.
+      const alone = !first || progress.served || progress.committed;
+      writeState(FD_STATE, `${alone ? 'waiting' : 'refused'}: ${reason}`);
     } else {
       if (code === EXIT_ENDED) writeState(FD_STATE, 'ended');
       log('info', reason);
@@ -440,7 +442,7 @@ async function adoptAndServe<Warm>(
   mode: string,
   log: NonNullable<ServiceSettings<Warm>['log']>,
   report: (r: Report) => void,
-  progress: { served: boolean },
+  progress: { served: boolean; committed: boolean },
 ): Promise<void> {
   const launch = readLaunch(FD_LAUNCH);
   const bornAt = performance.timeOrigin;
@@ -549,6 +551,7 @@ async function adoptAndServe<Warm>(
     report({ event: 'committing' });
     faultPoint('upgrade.before-kill');
     takeOver(FD_CAPSULE, old?.info.keeper ?? before?.keeper ?? 0);
+    progress.committed = true;
     faultPoint('upgrade.old-dead');
     closeQuietly(old);
     adopted = true;
