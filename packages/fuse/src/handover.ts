@@ -320,6 +320,7 @@ export function takeOver(capsuleFd: number, oldKeeper: number, timeout = 10_000)
   const { ino } = fstatSync(capsuleFd);
   const end = performance.now() + timeout;
   const keeper = oldKeeper > 0 ? kill(oldKeeper, pid => pid !== process.ppid && holdsCapsule(pid, ino)) : () => true;
+  faultPoint('upgrade.keeper-killed');
   let died: number | undefined;
   try {
     for (;;) {

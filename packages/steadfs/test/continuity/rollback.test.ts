@@ -77,13 +77,13 @@ for (const point of [
     ['hang', /not ready after \d+ s/],
   ] as const)
     add({ what: `new: ${action} at ${point}`, arm: [`${action} ${point}`], says });
-for (const point of ['upgrade.yielded', 'upgrade.committed', 'upgrade.before-kill', 'upgrade.keeper-dead'])
+for (const point of ['upgrade.yielded', 'upgrade.committed', 'upgrade.before-kill', 'upgrade.keeper-killed'])
   for (const action of ['kill', 'throw', 'hang', 'stop'] as const)
     add({
       what: `new: ${action} at ${point}: the old one goes on after it has yielded`,
       arm: [`${action} ${point}`],
       says: { kill: /ended before it served/, throw: /fault at upgrade/, hang: /not ready/, stop: /not ready/ }[action],
-      short: point === 'upgrade.keeper-dead' && action === 'kill',
+      short: point === 'upgrade.keeper-killed' && action === 'kill',
     });
 
 // ── the new service, behind the commit: its keeper starts another
