@@ -55,6 +55,7 @@ const PROGRAMS = {
   fio: 'fio',
   sqlite3: 'sqlite3',
   'redis-server': 'redis-server',
+  ip: 'iproute2',
   git: 'git',
   python3: 'python3',
   gcc: 'gcc libc6-dev',

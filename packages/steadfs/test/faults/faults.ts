@@ -177,7 +177,7 @@ export function faultsOf(meta: MetaKind, store: StoreKind): Record<string, Fault
 }
 
 const REFUSED =
-  /goes on as it was|cannot be opened|could not|not answer|no connection|ECONN|terminat|read[- ]only|time|lost|closed|READONLY|NOREPLICAS/i;
+  /goes on as it was|cannot be opened|cannot load|cannot be used|not yet accepting|could not|not answer|no connection|ECONN|terminat|read[- ]only|time|lost|closed|READONLY|NOREPLICAS/i;
 
 /** Runs a command without standing still; the exit code is null when it took more than a minute. */
 async function run([program, ...args]: string[]): Promise<{ status: number | null; text: string }> {
