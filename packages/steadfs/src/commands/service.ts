@@ -9,7 +9,7 @@ import { hostname, networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Capsule, Context, FileSystem, Launch } from '@steadfs/fuse';
 import { INIT } from '@steadfs/fuse/abi';
-import { EIO, Errno, ESTALE } from '@steadfs/fuse/errno';
+import { EIO } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { unmount } from '@steadfs/fuse/mount';
 import { phase } from '@steadfs/fuse/phases';
@@ -21,7 +21,7 @@ import { createFileData } from '../data/create.ts';
 import type { FileData } from '../data/file-data.ts';
 import { DATA_SECTIONS } from '../data/journal.ts';
 import { type Format, versionGate } from '../format/volume.ts';
-import type { EngineEvents, MetaEngine, SessionIdentity, SessionInfo } from '../meta/engine.ts';
+import type { EngineEvents, MetaEngine, SessionInfo } from '../meta/engine.ts';
 import { openEngine } from '../meta/registry.ts';
 import { createFollowingStore, type FollowingStore } from '../object/following.ts';
 import { type LogHandle, startLog } from '../observe/log.ts';
@@ -31,7 +31,7 @@ import { releaseCode } from '../observe/resident.ts';
 import { createTroubles, type Trouble, type Troubles } from '../observe/troubles.ts';
 import { CLIENT_VERSION, VERSION } from '../version.ts';
 import { Counters } from '../vfs/counters.ts';
-import { openSession, SESSION_BLOB } from '../vfs/session.ts';
+import { type OwnSession, openSession } from '../vfs/session.ts';
 import { createUpkeep, type Upkeep } from '../vfs/upkeep.ts';
 import { createVfs, VFS_SECTIONS, type Vfs } from '../vfs/vfs.ts';
 import { Failure, messageOf } from './failure.ts';
@@ -62,6 +62,7 @@ interface Assembled {
   upkeep: Upkeep;
   metrics: Metrics;
   fileSystem: FileSystem;
+  own: OwnSession;
 }
 
 /** `service MOUNTPOINT`. With `--warm` it rehearses and ends. */
@@ -92,7 +93,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
     async serve(start, warm) {
       const { capsule, launch } = start;
       const parts = await assemble(warm, capsule, launch.mountPoint, log);
-      const { vfs, upkeep, metrics, fileSystem } = parts;
+      const { vfs, upkeep, metrics, fileSystem, own } = parts;
       const { options, engine, store, format, events } = warm;
       const leave = (reason: string) => {
         log.error(`${reason}: unmounting ${launch.mountPoint}`);
@@ -107,7 +108,19 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       };
       warm.show.troubles(warm.troubles.list);
       events.volumeLost = leave;
-      events.sessionLost = reason => log.error(`the session is lost: ${reason}. What is written now fails`);
+      events.sessionLost = reason => {
+        log.error(`the session is lost: ${reason}. What is written now fails`);
+        // Who took it over serves; it is not to be taken back.
+        if (/taken over/.test(reason)) return;
+        engine.heartbeat().then(
+          () => log.warn('the session had expired, and nobody has cleaned it up: it goes on'),
+          () => {
+            log.error('starting anew, with a new session');
+            log.flush();
+            process.exit(1);
+          },
+        );
+      };
       events.changed = vfs.events.changed;
       events.formatChanged = changed => {
         for (const name of Object.keys(format) as (keyof Format)[]) if (!(name in changed)) delete format[name];
@@ -134,6 +147,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       });
       await session.start();
       phase('requests');
+      own.settled();
       const { answered, repeated, parked } = session.stats.adopted;
       start.serving({
         ...carried,
@@ -165,7 +179,8 @@ async function assemble(warm: Warm, capsule: Capsule, mountPoint: string, log: L
   const metrics = new Metrics();
   addProcessGauges(metrics);
   phase('metrics');
-  const { identity, lost } = await ownSession(engine, capsule, info, log);
+  const own = await openSession(engine, capsule, info, message => log.error(message));
+  const lost = own.lost === 'now';
   phase('session');
   const data = createFileData({
     meta: engine,
@@ -206,7 +221,8 @@ async function assemble(warm: Warm, capsule: Capsule, mountPoint: string, log: L
     capsule,
     format,
     options: options.mount,
-    session: identity,
+    session: own.identity,
+    lost: own.lost,
     metrics,
     log,
     version: CLIENT_VERSION,
@@ -218,6 +234,7 @@ async function assemble(warm: Warm, capsule: Capsule, mountPoint: string, log: L
     vfs,
     upkeep,
     metrics,
+    own,
     fileSystem: {
       ...all,
       async destroy() {
@@ -278,29 +295,6 @@ async function prepare(
     log: (level, message) => log[level](message),
   });
   return { options, engine, store, format, events, troubles, show, info: sessionInfo(mountPoint, created) };
-}
-
-/**
- * The session of the mount. One that the database does not know any more (it expired while nobody served, and was cleaned up) is replaced by a new one; `lost`
- * then, as nobody can tell which of the requests that were under way took effect.
- */
-async function ownSession(
-  engine: MetaEngine,
-  capsule: Capsule,
-  info: SessionInfo,
-  log: LogHandle,
-): Promise<{ identity: SessionIdentity; lost: boolean }> {
-  try {
-    return { identity: await openSession(engine, capsule, info), lost: false };
-  } catch (error) {
-    if (!(error instanceof Errno && error.errno === ESTALE.errno)) throw error;
-    log.error(
-      `the session is gone (${messageOf(error)}): locks and removed open files are lost, changes under way fail with EIO`,
-    );
-    const identity = await engine.newSession(info);
-    capsule.blob(SESSION_BLOB, 1024).set(Buffer.from(JSON.stringify(identity)));
-    return { identity, lost: true };
-  }
 }
 
 const READING = new Set([

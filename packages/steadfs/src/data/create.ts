@@ -153,7 +153,7 @@ export function createFileData(options: FileDataOptions): FileData {
   }
 
   return {
-    recover: () => writer.recover(),
+    recover: giveUp => writer.recover(giveUp),
     write: (ino, offset, data, attr, killSuidgid, waiting) =>
       writer.write(ino, offset, data, attr, killSuidgid, waiting),
     read: (ino, fh, offset, size, length, waiting) => reader.read(ino, fh, offset, size, length, waiting),

@@ -29,7 +29,7 @@ export interface Waiting {
 
 export interface FileData {
   /** Rebuilds pending slices from the capsule and goes on uploading them. */
-  recover(): Promise<void>;
+  recover(giveUp?: ReadonlySet<Ino>): Promise<void>;
 
   /**
    * Writes at `offset`. `attr` are the file's attributes as last known (length and tier). Settles when the data is in the arena:

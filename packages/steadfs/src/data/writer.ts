@@ -73,7 +73,8 @@ export interface WriterOptions {
 }
 
 export interface Writer {
-  recover(): Promise<void>;
+  /** What is pending of the files in `giveUp` is not stored: their writers get EIO. */
+  recover(giveUp?: ReadonlySet<Ino>): Promise<void>;
   write(ino: Ino, offset: number, data: WriteData, attr: Attr, kill: boolean, waiting: Waiting): void | Promise<void>;
   /** Calls `found` for the pending pieces of [from, to) of a chunk in order, and `gap` for what lies between. */
   overlay(
@@ -905,7 +906,7 @@ export function createWriter(options: WriterOptions): Writer {
 
   // ── recovery ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  async function recover(): Promise<void> {
+  async function recover(giveUp: ReadonlySet<Ino> = new Set()): Promise<void> {
     unsynced.unknown();
     for (const w of journal.writers()) {
       const file = newFile(w.ino);
@@ -998,6 +999,13 @@ export function createWriter(options: WriterOptions): Writer {
       }
       if (file.rec < 0 && file.chunks.size > 0) file.rec = journal.addWriter(file.ino, now(), 0, 0) ?? -1;
       tidy(file);
+    }
+    for (const ino of giveUp) {
+      const file = files.get(ino);
+      if (file === undefined || file.chunks.size === 0) continue;
+      options.warn(`data written to inode ${ino} under locks that are lost is given up`);
+      refuse(file, EIO);
+      for (const chunk of [...file.chunks.values()]) dropChunk(chunk);
     }
     for (const file of [...files.values()]) {
       if (file.chunks.size === 0) continue;

@@ -1,6 +1,6 @@
 /** What the parts of the file system share: the volume, the tables, and the translations between kernel and volume. */
 import type { AttrOut, Context, EntryOut, Notifier } from '@steadfs/fuse';
-import { ENAMETOOLONG, ENOENT, EROFS } from '@steadfs/fuse/errno';
+import { ENAMETOOLONG, ENOENT, EROFS, ESTALE } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import type { FileData } from '../data/file-data.ts';
 import { type Attr, FileType } from '../format/attr.ts';
@@ -320,7 +320,71 @@ export class Core {
     if (this.data.stats().dirty > 0) this.touched();
   }
 
+  // ── lost sessions ─────────────────────────────────────────────────────────────────────────────────────────────────
+  #tick: NodeJS.Timeout | undefined;
+  /** Date.now() up to which this process was not away for long. */
+  #awakeUntil = Number.POSITIVE_INFINITY;
+  #awaking: Promise<void> | undefined;
+
+  /**
+   * Notices that this process stood still (SIGSTOP, a suspended machine) for so long that its session may have been cleaned up: data is read and taken only when the database
+   * has said that it was not. Changes of metadata check by themselves.
+   */
+  watchForFreezes(): void {
+    const most = Math.min(60_000, 3000 * this.options.heartbeat);
+    this.#awakeUntil = Date.now() + most;
+    this.#tick = setInterval(() => {
+      if (Date.now() > this.#awakeUntil) void this.awake();
+      else this.#awakeUntil = Date.now() + most;
+    }, 1000);
+    this.#tick.unref();
+  }
+
+  get frozen(): boolean {
+    return Date.now() > this.#awakeUntil;
+  }
+
+  /** Settles when the session is known to be ours; a lost one ends this process (service.ts). */
+  awake(): Promise<void> {
+    this.#awaking ??= (async () => {
+      for (;;) {
+        try {
+          await this.engine.heartbeat();
+          break;
+        } catch (e) {
+          this.log.warn({ err: e as Error }, 'this process stood still, and the session cannot be checked');
+        }
+        await new Promise(wake => setTimeout(wake, 1000));
+      }
+      this.#awakeUntil = Date.now() + 1500;
+      this.#awaking = undefined;
+    })();
+    return this.#awaking;
+  }
+
+  /** After a session was lost: removed files that were open are gone. Their descriptors answer ESTALE. */
+  async findStale(open: ReadonlySet<Ino>): Promise<void> {
+    for (const ino of open) {
+      try {
+        await this.engine.getattr(ino);
+      } catch (error) {
+        if (error !== ENOENT) throw error;
+        const inode = this.inodes.get(ino);
+        if (inode !== undefined) inode.stale = true;
+        await this.invalidatePages(ino);
+      }
+    }
+    for (const ino of this.locks.lostInodes()) void this.invalidatePages(ino);
+  }
+
+  /** Throws ESTALE for a file that is gone with a lost session, EIO when the descriptor's locks are. */
+  checkHandle(fh: number, inode: OpenInode): void {
+    if (inode.stale) throw ESTALE;
+    this.locks.check(fh);
+  }
+
   stop(): void {
+    clearInterval(this.#tick);
     clearTimeout(this.#flushTimer);
     this.#flushTimer = undefined;
   }

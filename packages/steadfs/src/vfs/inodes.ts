@@ -26,6 +26,8 @@ export interface OpenInode {
    * nobody will ever read what is still pending.
    */
   removed: boolean | 'sustained' | undefined;
+  /** The database has deleted it with a session that was lost, while it was open here. */
+  stale: boolean;
   /** Data may have been written since the last flush. */
   dirty: boolean;
   /** Counts local changes of data and length: what was asked before one is old. */
@@ -108,6 +110,7 @@ export class Inodes {
       refs: 0,
       writers: 0,
       removed: undefined,
+      stale: false,
       dirty: false,
       changes: 0,
       seen: this.#seen.get(ino),

@@ -1,6 +1,6 @@
 /** Requests about open files and attributes. */
 import type { AttrOut, Context, FileSystem, OpenOut, SetattrIn } from '@steadfs/fuse';
-import { EACCES, EBADF, EFBIG, EINVAL, EISDIR, ENOENT, ENXIO, EOPNOTSUPP, EPERM } from '@steadfs/fuse/errno';
+import { EACCES, EBADF, EFBIG, EINVAL, EISDIR, ENOENT, ENXIO, EOPNOTSUPP, EPERM, ESTALE } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, TRASH } from '../format/ino.ts';
@@ -65,6 +65,7 @@ export function ioMethods(core: Core): IoMethods {
   function fileOf(fh: number): Handle & { inode: OpenInode } {
     const handle = handles.get(fh);
     if (handle?.inode === undefined) throw EBADF;
+    core.checkHandle(fh, handle.inode);
     return handle as Handle & { inode: OpenInode };
   }
 
@@ -297,6 +298,7 @@ export function ioMethods(core: Core): IoMethods {
     const handle = handleOf(fh);
     const { inode } = handle;
     if (inode === undefined) return;
+    if (inode.stale) throw ESTALE;
     const nothing = !inode.dirty && data.pending(inode.ino) === undefined;
     if (!writes(handle.flags) || nothing || inode.removed === 'sustained')
       return core.locks.flush(ctx.op, inode.ino, lockOwner);
@@ -378,7 +380,7 @@ export function ioMethods(core: Core): IoMethods {
     return data.read(inode.ino, handle.fh, offset, size, attr.length, ctx);
   }
 
-  return {
+  const methods: Required<Pick<IoMethods, 'read' | 'write'>> & IoMethods = {
     getattr,
     statx: (ctx, nodeid) => getattr(ctx, nodeid),
     setattr,
@@ -402,6 +404,8 @@ export function ioMethods(core: Core): IoMethods {
         if (handle.kind === HandleKind.directory) throw EISDIR;
         return readInternal(core, ctx, handle, r.offset, r.size);
       }
+      core.checkHandle(r.fh, inode);
+      if (core.frozen) return core.awake().then(() => methods.read(ctx, _nodeid, r));
       const { attr } = inode;
       if (attr !== undefined) {
         const stale =
@@ -434,6 +438,8 @@ export function ioMethods(core: Core): IoMethods {
       if (w.offset + length > MAX_LENGTH) throw EFBIG;
       core.mayWrite();
       if (inode.ino !== core.ino(nodeid)) throw EBADF;
+      core.checkHandle(w.fh, inode);
+      if (core.frozen) return core.awake().then(() => methods.write(ctx, nodeid, w));
 
       const put = (attr: Attr): MaybePromise<number> => {
         const wrote = data.write(inode.ino, w.offset, w.data, attr, w.killSuidgid, ctx);
@@ -459,6 +465,7 @@ export function ioMethods(core: Core): IoMethods {
       const handle = handleOf(fh);
       if (handle.inode !== undefined) {
         const { inode } = handle;
+        core.checkHandle(fh, inode);
         const { changes } = inode;
         await data.sync(inode.ino, ctx);
         if (inode.changes === changes) inode.dirty = false;
@@ -545,6 +552,7 @@ export function ioMethods(core: Core): IoMethods {
       return pollInternal(core, handleOf(fh), events);
     },
   };
+  return methods;
 
   function ownMtime(inode: OpenInode, { sec, nsec }: TimeSet): void {
     inode.ownMtime = sec;

@@ -2,15 +2,18 @@
  * flock, fcntl and open-file-description locks. The database decides; here is who waits, who must be released when a descriptor is closed, and
  * the search for deadlocks.
  *
- * Section `vfs.lockowners` version 1, 32 bytes a record: state u32 @0 (1 fcntl or OFD, 2 flock; stored last), fh f64 @8, owner u64 @16. A record says that
- * the owner may hold locks on the file of that handle; it is there before the lock is granted.
+ * Section `vfs.lockowners` version 1, 32 bytes a record: state u32 @0 (1 fcntl or OFD, 2 flock, and 4: lost; stored last), fh f64 @8, owner u64 @16. A record says that
+ * the owner may hold locks on the file of that handle; it is there before the lock is granted, and goes with the last of them.
+ *
+ * Lost are the locks of a session that another client cleaned up: somebody else may have had them since. The owner is told as Linux tells it on NFS: reading, writing and
+ * locking by that descriptor fail with EIO until it unlocks or closes.
  *
  * Owners (spec/volume.md §8): fcntl locks have the kernel's lock owner, flock locks that number XOR fh. The kernel does not tell fcntl owners from
  * OFD owners: a FLUSH drops what its owner (a process) holds, and what is left at the RELEASE of the handle was an open file description's.
  */
 import { readFile } from 'node:fs/promises';
 import type { Capsule, Context, LockIn, LockOut, Records } from '@steadfs/fuse';
-import { EAGAIN, EDEADLK, EINTR, ENOLCK } from '@steadfs/fuse/errno';
+import { EAGAIN, EDEADLK, EINTR, EIO, ENOLCK } from '@steadfs/fuse/errno';
 import type { Ino } from '../format/ino.ts';
 import { LOCK_EOF, LockType } from '../format/locks.ts';
 import type { MetaEngine, Op, PosixLock } from '../meta/engine.ts';
@@ -18,7 +21,9 @@ import { step } from './counters.ts';
 
 const POSIX = 1;
 const FLOCK = 2;
+const LOST = 4;
 const SIZE = 32;
+const SECTION = { name: 'vfs.lockowners', version: 1, recordSize: SIZE, capacity: 1 << 18 };
 /** Step 1 of a RELEASE tells the engine of the last close (io.ts). */
 const FIRST_STEP = 2;
 
@@ -27,6 +32,18 @@ interface Owner {
   readonly kind: number;
   readonly fh: number;
   readonly owner: bigint;
+  readonly lost: boolean;
+}
+
+/** Marks all locks as lost. Answers how many owners there are. */
+export function loseLocks(capsule: Capsule): number {
+  const r = capsule.records(SECTION);
+  let count = 0;
+  for (const record of r.live()) {
+    r.setState(record, r.state(record) | LOST);
+    count++;
+  }
+  return count;
 }
 
 /** Somebody who waits for a lock of an inode. */
@@ -53,10 +70,14 @@ export class Locks {
   readonly #waiting = new Set<Waiter>();
   /** The search for a deadlock that was asked for last. */
   #searching: Promise<unknown> = Promise.resolve();
+  /** Lock calls under way by inode and owner: what they note must not be removed beside them. */
+  readonly #asking = new Map<string, number>();
+  /** Handles with lost locks. */
+  readonly #lost = new Set<number>();
 
   constructor(engine: MetaEngine, capsule: Capsule, inoOf: (fh: number) => Ino | undefined) {
     this.#engine = engine;
-    const r = capsule.records({ name: 'vfs.lockowners', version: 1, recordSize: SIZE, capacity: 1 << 18 });
+    const r = capsule.records(SECTION);
     this.#records = r;
     this.#inoOf = inoOf;
   }
@@ -74,7 +95,12 @@ export class Locks {
       const fh = r.view.getFloat64(at + 8, true);
       const ino = this.#inoOf(fh);
       if (ino === undefined) r.free(record);
-      else this.#add(ino, { record, kind: r.state(record), fh, owner: r.view.getBigUint64(at + 16, true) });
+      else {
+        const state = r.state(record);
+        const lost = (state & LOST) !== 0;
+        if (lost) this.#lost.add(fh);
+        this.#add(ino, { record, kind: state & ~LOST, fh, owner: r.view.getBigUint64(at + 16, true), lost });
+      }
     }
     return this.#left.length > 0;
   }
@@ -96,7 +122,7 @@ export class Locks {
 
   /** Notes that the owner may hold locks. Throws ENOLCK when there is no room. */
   #note(ino: Ino, kind: number, fh: number, owner: bigint): void {
-    for (const o of this.#of(ino) ?? []) if (o.kind === kind && o.fh === fh && o.owner === owner) return;
+    for (const o of this.#of(ino) ?? []) if (o.kind === kind && o.fh === fh && o.owner === owner && !o.lost) return;
     const r = this.#records;
     const record = r.alloc();
     if (record === undefined) throw ENOLCK;
@@ -104,19 +130,33 @@ export class Locks {
     r.view.setFloat64(at + 8, fh, true);
     r.view.setBigUint64(at + 16, owner, true);
     r.setState(record, kind);
-    this.#add(ino, { record, kind, fh, owner });
+    this.#add(ino, { record, kind, fh, owner, lost: false });
   }
 
   #remove(ino: Ino, gone: (o: Owner) => boolean): void {
     const list = this.#of(ino);
     if (list === undefined) return;
+    const lost: number[] = [];
     const left = list.filter(o => {
       if (!gone(o)) return true;
       this.#records.free(o.record);
+      if (o.lost) lost.push(o.fh);
       return false;
     });
+    for (const fh of lost) if (!left.some(o => o.lost && o.fh === fh)) this.#lost.delete(fh);
     if (left.length > 0) this.#owners.set(ino, left);
     else this.#owners.delete(ino);
+  }
+
+  /** Throws EIO when the handle's locks are lost. */
+  check(fh: number): void {
+    if (this.#lost.size > 0 && this.#lost.has(fh)) throw EIO;
+  }
+
+  /** Files with lost locks: what was written to them and is not stored yet was written under these locks. */
+  lostInodes(): Set<Ino> {
+    this.adopt();
+    return new Set([...this.#owners].filter(([, list]) => list.some(o => o.lost)).map(([ino]) => ino));
   }
 
   async getlk(ino: Ino, lock: LockIn): Promise<LockOut> {
@@ -126,8 +166,30 @@ export class Locks {
   /** SETLK, SETLKW, flock(2), and their unlocks. */
   async setlk(ctx: Context, ino: Ino, lock: LockIn, wait: boolean): Promise<void> {
     const owner = lock.flock ? flockOwner(lock.owner, lock.fh) : lock.owner;
+    if (lock.type === LockType.unlock) return this.#unlock(ctx, ino, owner, lock);
+    this.check(lock.fh);
+    const key = `${ino}.${owner}`;
+    this.#asking.set(key, (this.#asking.get(key) ?? 0) + 1);
+    try {
+      await this.#lock(ctx, ino, owner, lock, wait);
+    } finally {
+      const others = this.#asking.get(key)! - 1;
+      if (others > 0) this.#asking.set(key, others);
+      else this.#asking.delete(key);
+    }
+  }
+
+  async #unlock(ctx: Context, ino: Ino, owner: bigint, lock: LockIn): Promise<void> {
+    const kind = lock.flock ? FLOCK : POSIX;
+    const whole = lock.flock || (lock.start === 0n && lock.end === LOCK_EOF);
+    await this.#try(ctx.op, ino, owner, lock);
+    const idle = whole && !this.#asking.has(`${ino}.${owner}`);
+    this.#remove(ino, o => o.kind === kind && o.owner === owner && (idle || o.lost));
+  }
+
+  async #lock(ctx: Context, ino: Ino, owner: bigint, lock: LockIn, wait: boolean): Promise<void> {
     const held = lock.flock && this.#holds(ino, FLOCK, owner);
-    if (lock.type !== LockType.unlock) this.#note(ino, lock.flock ? FLOCK : POSIX, lock.fh, owner);
+    this.#note(ino, lock.flock ? FLOCK : POSIX, lock.fh, owner);
     if (await this.#try(ctx.op, ino, owner, lock)) return;
     // As Linux does: a flock lock that is to become another one is given up first.
     if (held) await this.#engine.flock(step(ctx.op, 1), ino, owner, 'U');

@@ -55,6 +55,8 @@ export interface VfsParts {
   format: Format;
   options: MountOptions;
   session: SessionIdentity;
+  /** See session.ts. */
+  lost?: 'now' | 'before' | undefined;
   metrics: Metrics;
   log: Log;
   /** For `.config`. */
@@ -157,16 +159,20 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
 
     async start() {
       const control: number[] = [];
+      const files = new Set<Ino>();
       handles.attach = handle => {
         if (handle.kind === HandleKind.file) handle.inode = inodes.get(handle.ino);
       };
       handles.eachAdopted((kind, ino, flags, fh) => {
-        if (kind === HandleKind.file) inodes.adopt(ino, writes(flags));
-        else if (kind === HandleKind.internal && ino === CONTROL_INO) control.push(fh);
+        if (kind === HandleKind.file) {
+          inodes.adopt(ino, writes(flags));
+          if (parts.lost !== undefined) files.add(ino);
+        } else if (kind === HandleKind.internal && ino === CONTROL_INO) control.push(fh);
       });
       for (const owner of [...items.owners()]) if (handles.inoOf(owner) === undefined) items.clear(owner);
       if (handles.damaged > 0) log.error(`${handles.damaged} handles of the capsule are damaged and closed`);
-      await data.recover();
+      await data.recover(parts.lost === 'now' ? core.locks.lostInodes() : undefined);
+      if (parts.lost !== undefined) await core.findStale(files);
       core.control.resume(control);
       const adoptLocks = () => core.locks.adopt(500) && setImmediate(adoptLocks);
       setImmediate(adoptLocks);
@@ -174,6 +180,7 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
         engine.heartbeat().catch(e => log.warn({ err: e as Error }, 'the heartbeat failed'));
       }, ownPeriod(parts.options.heartbeat));
       heartbeat.unref();
+      core.watchForFreezes();
       return { handles: handles.size, jobs: core.control.running };
     },
 

@@ -20,7 +20,7 @@ import { inspectVolume } from './inspect.ts';
 
 const ROOT = resolve(import.meta.dirname, '../../../..');
 const BUNDLE = join(ROOT, 'node_modules/.cache/steadfs-faults');
-const ROUND_MS = 60_000;
+const ROUND_MS = 240_000;
 const MOUNT = ['--enable-xattr'];
 
 /** Points that no run here comes to, and why. */
