@@ -266,6 +266,7 @@ async function prepare(
     engine = await openEngine(options.metaUrl, {
       readOnly: mount.readOnly,
       skipDirMtime: options.skipDirMtimeMs,
+      cachesByPush: true,
       heartbeat: mount.heartbeat,
       atimeMode: mount.atimeMode,
       retries: options.ioRetries,

@@ -187,6 +187,8 @@ export interface SessionInfo {
   /** RFC 3339 with nanoseconds. */
   mountTime: string;
   processId: number;
+  /** Set by the engine: the session announces what it changes (field SteadfsPushes; sql/push.ts). */
+  pushes?: boolean;
 }
 
 export interface EngineEvents {
@@ -214,6 +216,8 @@ export interface EngineOptions {
   atimeMode: 'noatime' | 'relatime' | 'strictatime';
   /** --io-retries */
   retries: number;
+  /** Attributes and names may be answered from memory where pushes of all other clients keep that right (PostgreSQL; Redis always does). */
+  cachesByPush?: boolean;
   events: EngineEvents;
 }
 

@@ -10,6 +10,7 @@ export function serialiseSessionInfo(info: SessionInfo): Buffer {
       MountPoint: info.mountPoint,
       MountTime: info.mountTime,
       ProcessID: info.processId,
+      ...(info.pushes === true ? { SteadfsPushes: true } : {}),
     }),
   );
 }
@@ -29,6 +30,7 @@ export function parseSessionInfo(bytes: Uint8Array | null): SessionInfo {
     mountPoint: text('MountPoint'),
     mountTime: text('MountTime'),
     processId: typeof raw.ProcessID === 'number' ? raw.ProcessID : 0,
+    ...(raw.SteadfsPushes === true ? { pushes: true } : {}),
     ...(Array.isArray(raw.IPAddrs) ? { ipAddrs: raw.IPAddrs.filter((a): a is string => typeof a === 'string') } : {}),
   };
 }

@@ -22,8 +22,10 @@ export type Client = 'steadfs' | 'juicefs';
 
 export interface VolumeOptions {
   client?: Client;
-  /** Flags of `format`, such as ['--trash-days', '0'], which is the default. */
-  format?: string[];
+  /** Flags of `format`, such as ['--trash-days', '0'], which is the default; 'there': the volume exists, mount it once more. */
+  format?: string[] | 'there';
+  /** Flags of `format` that name the store; a local directory in the base otherwise. */
+  storage?: string[];
   /** Flags of `mount`. */
   mount?: string[];
   /** Where database, objects, log and mount point go; a new folder below the system's temporary folder otherwise. */
@@ -167,9 +169,11 @@ export function openVolume(options: VolumeOptions = {}): Volume {
     abortMount(dir);
     throw new Error(`${client} ${what}: ${r.error?.message ?? `exit ${r.status ?? r.signal}`}\n${r.stdout}${r.stderr}`);
   };
-  const formatArgs = options.format ?? ['--trash-days', '0'];
-  const store = options.store ?? ['--storage', 'file', '--bucket', `${base}/objects/`];
-  check(runClient(client, ['format', ...formatArgs, ...store, meta, 'judged']), 'format');
+  if (options.format !== 'there') {
+    const formatArgs = options.format ?? ['--trash-days', '0'];
+    const storage = options.storage ?? ['--storage', 'file', '--bucket', `${base}/objects/`];
+    check(runClient(client, ['format', ...formatArgs, ...storage, meta, 'judged']), 'format');
+  }
   check(runClient(client, mountArgs), 'mount');
   if (!mountOf(dir)) throw new Error(`${client} mount ended with 0, and ${dir} is not mounted`);
   return {

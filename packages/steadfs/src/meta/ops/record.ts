@@ -103,10 +103,20 @@ function numberAndAttr<T>(make: (n: number, attr: Attr) => T, take: (v: T) => [n
   };
 }
 
-export const writeCodec: Codec<WriteResult> = numberAndAttr(
-  (records, attr) => ({ records, attr }),
-  r => [r.records, r.attr],
-);
+/** A database that cannot make the bytes of a double itself stores 0xff and 56 bits instead. */
+export const writeCodec: Codec<WriteResult> = (() => {
+  const codec = numberAndAttr<WriteResult>(
+    (records, attr) => ({ records, attr }),
+    r => [r.records, r.attr],
+  );
+  return {
+    encode: codec.encode,
+    decode: b =>
+      b[0] === 0xff
+        ? { records: Buffer.from(b.buffer, b.byteOffset, 8).readUIntBE(2, 6), attr: decodeAttr(b.subarray(8)) }
+        : codec.decode(b),
+  };
+})();
 
 export const copyCodec: Codec<{ copied: number; attr: Attr }> = numberAndAttr(
   (copied, attr) => ({ copied, attr }),

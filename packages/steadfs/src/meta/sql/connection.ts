@@ -16,6 +16,8 @@ export interface SqlConnection {
   all(sql: string, params: readonly SqlValue[]): Promise<SqlRow[]>;
   /** Rows changed or deleted (an update that changes nothing counts too). */
   run(sql: string, params: readonly SqlValue[]): Promise<number>;
+  /** PostgreSQL: several statements in one transaction and one round trip; rows of the last one. */
+  script?(statements: readonly { sql: string; params: readonly SqlValue[] }[]): Promise<SqlRow[]>;
 }
 
 export type SqlKind = 'postgres' | 'mysql';
@@ -27,6 +29,8 @@ export interface SqlPool {
   use<T>(work: (connection: SqlConnection) => Promise<T>): Promise<T>;
   /** Called each second while a statement has waited longer than STALL_MS, with that time. */
   stalled?: (ms: number) => void;
+  /** PostgreSQL: a connection of its own that hears a channel; `lost` is called once when it ends by itself. */
+  listen?(channel: string, heard: (payload: string) => void, lost: () => void): Promise<{ close(): Promise<void> }>;
   close(): Promise<void>;
 }
 
@@ -85,19 +89,22 @@ export type SqlFailure =
 const MAX_STATEMENT_NAMES = 2000;
 
 export function openPostgres(url: PostgresUrl): SqlPool {
-  const pool = new pg.Pool({
+  const config: pg.ClientConfig = {
     host: url.host,
     port: url.port,
     user: url.user || undefined,
     password: url.password,
     database: url.database,
-    max: url.maxConnections || 16,
-    idleTimeoutMillis: url.idleSeconds * 1000,
     connectionTimeoutMillis: 10_000,
     keepAlive: true,
     keepAliveInitialDelayMillis: 10_000,
     application_name: 'steadfs',
     ssl: postgresTls(url),
+  };
+  const pool = new pg.Pool({
+    ...config,
+    max: url.maxConnections || 16,
+    idleTimeoutMillis: url.idleSeconds * 1000,
     types: {
       getTypeParser: ((oid: number, format?: string) =>
         oid === 20 && format !== 'binary'
@@ -150,6 +157,21 @@ export function openPostgres(url: PostgresUrl): SqlPool {
           async run(sql, params) {
             return (await watched(client.query({ ...prepared(sql), values: values(params) }), kill)).rowCount ?? 0;
           },
+          async script(statements) {
+            const texts = statements.map(({ sql, params }) => {
+              let n = 0;
+              return sql.replace(/\?/g, () => literal(params[n++] ?? null));
+            });
+            const text = ['BEGIN ISOLATION LEVEL READ COMMITTED', ...texts, 'COMMIT'].join('; ');
+            try {
+              const query = client.query({ text, rowMode: 'array' });
+              const results = (await watched(query, kill)) as unknown as { rows: SqlRow[] }[];
+              return results.at(-2)?.rows ?? [];
+            } catch (e) {
+              if (failureOf('postgres', e) !== 'lost') await client.query('ROLLBACK');
+              throw e;
+            }
+          },
         });
       } catch (e) {
         broken = failureOf('postgres', e) === 'lost';
@@ -158,9 +180,43 @@ export function openPostgres(url: PostgresUrl): SqlPool {
         client.release(broken);
       }
     },
+    async listen(channel, heard, lost) {
+      const client = new pg.Client(config);
+      let open = true;
+      const ended = (): void => {
+        if (!open) return;
+        open = false;
+        lost();
+      };
+      client.on('error', ended);
+      client.on('end', ended);
+      client.on('notification', message => heard(message.payload ?? ''));
+      try {
+        await client.connect();
+        await client.query(`LISTEN ${pg.escapeIdentifier(channel)}`);
+      } catch (e) {
+        open = false;
+        client.end().catch(() => {});
+        throw e;
+      }
+      return {
+        async close() {
+          open = false;
+          await client.end();
+        },
+      };
+    },
     close: () => pool.end(),
   };
   return self;
+}
+
+/** A value in the text of a statement: a literal of unknown type, as a parameter is. */
+function literal(value: SqlValue): string {
+  if (value === null) return 'NULL';
+  if (value instanceof Uint8Array)
+    return `'\\x${Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString('hex')}'`;
+  return typeof value === 'string' ? pg.escapeLiteral(value) : `'${value}'`;
 }
 
 function postgresTls(url: PostgresUrl): false | Record<string, unknown> {
@@ -174,6 +230,8 @@ function postgresTls(url: PostgresUrl): false | Record<string, unknown> {
   if (url.sslMode === 'verify-ca') tls.checkServerIdentity = () => undefined;
   return tls;
 }
+
+const COMPOUND = /^(CALL|BEGIN NOT ATOMIC) /;
 
 export function openMysql(url: MysqlUrl): SqlPool {
   const pool = mysql.createPool({
@@ -218,7 +276,9 @@ export function openMysql(url: MysqlUrl): SqlPool {
         return await work({
           async all(sql, params) {
             const [rows] = await watched(connection.execute(sql, values(params)), kill);
-            return (Array.isArray(rows) ? rows : []) as unknown as SqlRow[];
+            if (!Array.isArray(rows)) return [];
+            // A compound statement answers one list a result, and its own end.
+            return (COMPOUND.test(sql) ? rows[0] : rows) as unknown as SqlRow[];
           },
           async run(sql, params) {
             const [result] = await watched(connection.execute(sql, values(params)), kill);

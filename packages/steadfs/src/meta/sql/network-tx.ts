@@ -21,6 +21,7 @@ import {
   type Volume,
 } from '../ops/tx.ts';
 import type { SqlConnection, SqlKind, SqlRow, SqlValue } from './connection.ts';
+import { SeenRows } from './seen-rows.ts';
 
 /** A change of usage that takes effect with the transaction. */
 export interface UsageDelta {
@@ -122,12 +123,35 @@ export interface NetworkTxHost {
   readonly prefix: string;
   readonly volume: Volume;
   nextInode(): Promise<Ino>;
+  /** Rows by which plans are made; told of what the interactive way reads and changes. */
+  readonly seen?: SeenRows;
+}
+
+/** Columns of a rule; see {@link aclFromRow}. */
+export function aclSelect(host: { kind: SqlKind; prefix: string }): string {
+  const group = host.kind === 'mysql' ? '`group`' : '"group"';
+  return `SELECT owner, ${group}, mask, other, named_users, named_groups FROM ${host.prefix}acl WHERE id = ?`;
+}
+
+export function aclFromRow(row: SqlRow): AclRule {
+  return {
+    owner: toNumber(row[0]),
+    group: toNumber(row[1]),
+    mask: toNumber(row[2]),
+    other: toNumber(row[3]),
+    users: decodeAclEntries(toBytes(row[4])),
+    groups: decodeAclEntries(toBytes(row[5])),
+  };
 }
 
 export class NetworkTx implements Tx {
   readonly volume: Volume;
   readonly now: TimeSet;
   readonly deltas: UsageDelta[] = [];
+  /** Inodes whose rows, directories whose entries, files whose data change. */
+  readonly attrs = new Set<Ino>();
+  readonly dirs = new Set<Ino>();
+  readonly files = new Set<Ino>();
   readonly #c: SqlConnection;
   readonly #host: NetworkTxHost;
   readonly #p: string;
@@ -173,7 +197,21 @@ export class NetworkTx implements Tx {
     const rows = yield* this.#all(`SELECT ${NODE_COLUMNS} FROM ${this.#p}node WHERE inode = ?${lock}`, [
       inoToBigint(ino),
     ]);
-    return rows[0] && nodeFromRow(rows[0], 0);
+    const attr = rows[0] && nodeFromRow(rows[0], 0);
+    this.#host.seen?.sawNode(ino, attr);
+    return attr;
+  }
+
+  /** A row that this transaction changes: plans made on it would fail. */
+  #changes(ino: Ino): void {
+    this.attrs.add(ino);
+    this.#host.seen?.forgetNode(ino);
+    this.#host.seen?.forgetLinks(ino);
+  }
+
+  #changesEdge(parent: Ino, name: Name): void {
+    this.dirs.add(parent);
+    this.#host.seen?.forgetEdge(SeenRows.key(parent, name));
   }
 
   node(ino: Ino): Step<Readonly<Attr> | undefined> {
@@ -189,6 +227,7 @@ export class NetworkTx implements Tx {
   }
 
   insertNode(ino: Ino, attr: Attr): Step<void> {
+    this.#changes(ino);
     return this.#do(`INSERT INTO ${this.#p}node (inode, ${NODE_COLUMNS}) VALUES (?${', ?'.repeat(18)})`, [
       inoToBigint(ino),
       ...nodeValues(attr),
@@ -196,6 +235,7 @@ export class NetworkTx implements Tx {
   }
 
   updateNode(ino: Ino, attr: Attr): Step<void> {
+    this.#changes(ino);
     const columns = NODE_COLUMNS.split(', ');
     const values = nodeValues(attr);
     const skip = attr.type === 2 ? columns.indexOf('nlink') : -1;
@@ -207,10 +247,12 @@ export class NetworkTx implements Tx {
   }
 
   deleteNode(ino: Ino): Step<void> {
+    this.#changes(ino);
     return this.#do(`DELETE FROM ${this.#p}node WHERE inode = ?`, [inoToBigint(ino)]);
   }
 
   *adjustDir(ino: Ino, links: number, touch: boolean): Body<void> {
+    this.#changes(ino);
     const t = micros(this.now.sec, this.now.nsec);
     const rest = this.now.nsec % 1000;
     const changed = touch
@@ -227,10 +269,13 @@ export class NetworkTx implements Tx {
       inoToBigint(parent),
       name,
     ]);
-    return rows[0] && { ino: toIno(rows[0][0]), type: toNumber(rows[0][1]) as FileType };
+    const found = rows[0] && { ino: toIno(rows[0][0]), type: toNumber(rows[0][1]) as FileType };
+    this.#host.seen?.sawEdge(SeenRows.key(parent, name), found);
+    return found;
   }
 
   insertEdge(parent: Ino, name: Name, ino: Ino, type: FileType): Step<void> {
+    this.#changesEdge(parent, name);
     return this.#do(`INSERT INTO ${this.#p}edge (parent, name, inode, type) VALUES (?, ?, ?, ?)`, [
       inoToBigint(parent),
       name,
@@ -240,6 +285,7 @@ export class NetworkTx implements Tx {
   }
 
   *deleteEdge(parent: Ino, name: Name, ino: Ino): Body<void> {
+    this.#changesEdge(parent, name);
     const n = yield* this.#run(`DELETE FROM ${this.#p}edge WHERE parent = ? AND name = ? AND inode = ?`, [
       inoToBigint(parent),
       name,
@@ -249,6 +295,8 @@ export class NetworkTx implements Tx {
   }
 
   *moveEdge(parent: Ino, name: Name, newParent: Ino, newName: Name, ino: Ino, type: FileType): Body<void> {
+    this.#changesEdge(parent, name);
+    this.#changesEdge(newParent, newName);
     const n = yield* this.#run(
       `UPDATE ${this.#p}edge SET parent = ?, name = ?, type = ? WHERE parent = ? AND name = ? AND inode = ?`,
       [inoToBigint(newParent), newName, type, inoToBigint(parent), name, inoToBigint(ino)],
@@ -257,6 +305,7 @@ export class NetworkTx implements Tx {
   }
 
   *setEdge(parent: Ino, name: Name, ino: Ino, type: FileType): Body<void> {
+    this.#changesEdge(parent, name);
     const n = yield* this.#run(`UPDATE ${this.#p}edge SET inode = ?, type = ? WHERE parent = ? AND name = ?`, [
       inoToBigint(ino),
       type,
@@ -311,7 +360,9 @@ export class NetworkTx implements Tx {
       inoToBigint(ino),
       xattrName(name),
     ]);
-    return rows[0] && toBytes(rows[0][0]);
+    const value = rows[0] && toBytes(rows[0][0]);
+    this.#host.seen?.sawXattr(SeenRows.key(ino, name), value);
+    return value;
   }
 
   *xattrNames(ino: Ino): Body<Name[]> {
@@ -320,6 +371,7 @@ export class NetworkTx implements Tx {
   }
 
   setXattr(ino: Ino, name: Name, value: Uint8Array): Step<void> {
+    this.#host.seen?.forgetXattr(SeenRows.key(ino, name));
     return this.#do(this.#upsert('xattr', 'inode, name, value', 'inode, name', 'value = NEW.value'), [
       inoToBigint(ino),
       xattrName(name),
@@ -328,6 +380,7 @@ export class NetworkTx implements Tx {
   }
 
   *deleteXattr(ino: Ino, name: Name): Body<boolean> {
+    this.#host.seen?.forgetXattr(SeenRows.key(ino, name));
     return (
       (yield* this.#run(`DELETE FROM ${this.#p}xattr WHERE inode = ? AND name = ?`, [
         inoToBigint(ino),
@@ -358,6 +411,7 @@ export class NetworkTx implements Tx {
   }
 
   *appendChunk(ino: Ino, index: number, records: readonly Slice[]): Body<number> {
+    this.files.add(ino);
     const join = this.#mysql ? 'concat(OLD.slices, NEW.slices)' : 'OLD.slices || NEW.slices';
     yield* this.#run(this.#upsert('chunk', 'inode, indx, slices', 'inode, indx', `slices = ${join}`), [
       inoToBigint(ino),
@@ -372,6 +426,7 @@ export class NetworkTx implements Tx {
   }
 
   coverChunk(ino: Ino, index: number): Step<void> {
+    this.files.add(ino);
     const join = this.#mysql ? 'concat(slices, ?)' : 'slices || ?';
     return this.#do(`UPDATE ${this.#p}chunk SET slices = ${join} WHERE inode = ? AND indx = ?`, [
       encodeSlices([hole(0, CHUNK_SIZE)]),
@@ -381,6 +436,7 @@ export class NetworkTx implements Tx {
   }
 
   replaceChunk(ino: Ino, index: number, records: readonly Slice[]): Step<void> {
+    this.files.add(ino);
     if (records.length === 0)
       return this.#do(`DELETE FROM ${this.#p}chunk WHERE inode = ? AND indx = ?`, [inoToBigint(ino), index]);
     return this.#do(this.#upsert('chunk', 'inode, indx, slices', 'inode, indx', 'slices = NEW.slices'), [
@@ -494,21 +550,8 @@ export class NetworkTx implements Tx {
   }
 
   *acl(id: number): Body<AclRule | undefined> {
-    const rows = yield* this.#all(
-      `SELECT owner, ${this.#group()}, mask, other, named_users, named_groups FROM ${this.#p}acl WHERE id = ?`,
-      [id],
-    );
-    const row = rows[0];
-    return (
-      row && {
-        owner: toNumber(row[0]),
-        group: toNumber(row[1]),
-        mask: toNumber(row[2]),
-        other: toNumber(row[3]),
-        users: decodeAclEntries(toBytes(row[4])),
-        groups: decodeAclEntries(toBytes(row[5])),
-      }
-    );
+    const rows = yield* this.#all(aclSelect(this.#host), [id]);
+    return rows[0] && aclFromRow(rows[0]);
   }
 
   #group(): string {
@@ -652,7 +695,8 @@ export class EntryChanged extends Error {
   }
 }
 
-function xattrName(name: Name): string {
+/** A name as the text that the column holds; EINVAL when it is none. */
+export function xattrName(name: Name): string {
   const text = Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('utf8');
   if (!Buffer.from(text, 'utf8').equals(name))
     throw EINVAL.because('this database stores names of extended attributes as UTF-8 text');

@@ -6,9 +6,9 @@
 import { randomBytes } from 'node:crypto';
 import { EINTR, EINVAL, EIO, ENOENT, ENOSPC, ENOTDIR, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
 import { type Attr, emptyDirectory, FileType } from '../../format/attr.ts';
-import { type Ino, inoToBigint, ROOT, TRASH } from '../../format/ino.ts';
+import { type Ino, inoToBigint, isTrash, ROOT, TRASH } from '../../format/ino.ts';
 import { decodeLocks } from '../../format/locks.ts';
-import { SLICE_BYTES } from '../../format/slice.ts';
+import { CHUNK_SIZE, SLICE_BYTES } from '../../format/slice.ts';
 import {
   changedImmutable,
   decryptSecrets,
@@ -22,6 +22,7 @@ import { now, unixNow } from '../clock.ts';
 import { pagedDirStream } from '../dir-pages.ts';
 import type {
   Cred,
+  Dentry,
   DirEntry,
   EngineDriver,
   EngineOptions,
@@ -37,27 +38,24 @@ import type {
   WriteResult,
 } from '../engine.ts';
 import { SESSION_LOST } from '../engine.ts';
-import { NAME_MAX, present } from '../ops/access.ts';
+import { NAME_MAX } from '../ops/access.ts';
+import { CHUNKS_PER_STEP, setattr } from '../ops/attrs.ts';
 import { logChange } from '../ops/changelog.ts';
 import { noQuotas, treeUsage } from '../ops/quota.ts';
-import { type Codec, writeCodec } from '../ops/record.ts';
+import { attrCodec, type Codec, writeCodec } from '../ops/record.ts';
 import { countChildren, dropSustained } from '../ops/sessions.ts';
 import { type Body, runAsync, type Tx, type TxDriver, Usage, type Volume } from '../ops/tx.ts';
+import { Cache, COMPLETE_LIMIT } from '../redis/cache.ts';
 import { parseSessionInfo, serialiseSessionInfo } from '../session-info.ts';
 import { txOperations } from '../tx-engine.ts';
 import { addDelta, type Delta, decodeDeltas, encodeDeltas } from '../usage.ts';
-import {
-  failureOf,
-  openMysql,
-  openPostgres,
-  type SqlConnection,
-  type SqlPool,
-  type SqlRow,
-  type SqlValue,
-} from './connection.ts';
+import { failureOf, openMysql, openPostgres, type SqlConnection, type SqlPool, type SqlRow } from './connection.ts';
+import { openPlans } from './mysql-plan.ts';
 import { EntryChanged, NetworkTx, NODE_COLUMNS, nodeFromRow, toBytes, toIno, toNumber } from './network-tx.ts';
-import { OptimisticTx, recordCount, SeenRows, Unsupported } from './optimistic-tx.ts';
+import { type Clause, OptimisticTx, recordCount, type Statement, Unsupported } from './optimistic-tx.ts';
+import { channelOf, openPush, type Push } from './push.ts';
 import { ownPrefix, ownStatements, schemaStatements, TABLES } from './schema.ts';
+import { SeenRows } from './seen-rows.ts';
 import { parseMysqlUrl, parsePostgresUrl } from './url.ts';
 
 /** A session counts as alive for this long after its last heartbeat, seconds. */
@@ -65,10 +63,17 @@ const EXPIRE_AHEAD = 600;
 /** Changes of usage that an op record holds at most before they are written to the volume's tables. */
 const DELTAS_PER_RECORD = 64;
 const FLUSH_MS = 1000;
+/** Attributes and names kept by pushes at most, each. */
+const CACHE_MAX = 100_000;
 const INODE_BATCH = 1024;
 const SLICE_BATCH = 4096;
+/** Numbers that are left when transactions begin: more than run at once. */
+const RESERVED = 256;
 /** Conflicts with other transactions before the operation gives up. */
 const ATTEMPTS_MAX = 50;
+/** Chunks below which a truncation is one transaction, as bytes. */
+const SHORT_TRUNCATION = CHUNKS_PER_STEP * CHUNK_SIZE;
+const NODE_COLUMN_COUNT = NODE_COLUMNS.split(', ').length;
 /** An outage is reported after this long, milliseconds. */
 const TROUBLE_AFTER = 3000;
 
@@ -101,8 +106,87 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
   let troubled = false;
   const inodes = batches('nextInode', INODE_BATCH);
   const slices = batches('nextChunk', SLICE_BATCH);
-  const host = { kind, prefix, volume, nextInode: () => inodes(1) };
+  const seen = new SeenRows();
+  const host = { kind, prefix, volume, nextInode: () => inodes.take(1), seen };
+  const plans = kind === 'mysql' ? openPlans(pool, own) : undefined;
   const unlocked = new Map<Ino, Set<() => void>>();
+
+  // ── what others change ────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** What announcements keep right; empty where there are none. */
+  const cache = new Cache(options.cachesByPush === true && pool.listen !== undefined ? CACHE_MAX : 0);
+  let push: Push | undefined;
+
+  function startPush(): void {
+    if (pool.listen === undefined || options.readOnly) return;
+    push ??= openPush(
+      {
+        pool,
+        async sessions() {
+          const rows = await pool.use(c =>
+            c.all(`SELECT info, sid FROM ${prefix}session2 WHERE expire >= ?`, [unixNow()]),
+          );
+          return {
+            allPush: rows.every(r => parseSessionInfo(toBytes(r[0])).pushes === true),
+            others: rows.some(r => toNumber(r[1]) !== volume.sid),
+          };
+        },
+        changed(ino, what) {
+          if (ino === undefined) cache.clear();
+          else if (what === 'e') cache.changed(ino);
+          else if (what === 'a') cache.dropAttr(ino);
+          if (ino !== undefined) options.events.changed(ino, what === 'e' ? 'entries' : what === 'a' ? 'attr' : 'data');
+        },
+        trouble: e => options.events.trouble(`announcing changes: ${e instanceof Error ? e.message : String(e)}`),
+      },
+      channelOf(volume.format.UUID, prefix),
+    );
+    if (options.cachesByPush === true) push.start();
+  }
+
+  const trusted = (): boolean => options.cachesByPush === true && push?.trusted() === true;
+  const nameKey = (name: Name): string => Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('latin1');
+
+  /** Rows of a transaction that has ended, well or with an unknown outcome. */
+  function announce(tx: NetworkTx): void {
+    if (push === undefined) return;
+    for (const ino of tx.attrs) push.touched('a', ino);
+    for (const ino of tx.dirs) push.touched('e', ino);
+    for (const ino of tx.files) push.touched('d', ino);
+  }
+
+  /** What a plan did, or may have done; with `mark` (from before it was sent) what it wrote is remembered. */
+  function announcePlan(tx: OptimisticTx, mark: number | undefined): void {
+    if (push === undefined) return;
+    const { nodes, edges, file } = tx.outcome();
+    const keep = mark !== undefined && trusted();
+    const known: [Ino, Attr][] = [];
+    for (const { ino, attr, links, touch } of keep ? nodes : []) {
+      if (!push.storable(ino, mark ?? 0)) continue;
+      const before = cache.attr(ino);
+      // Links in the trash are shown otherwise than stored: those rows are fetched.
+      if (attr !== undefined && (attr.type === FileType.directory || (attr.parent !== 0 && !isTrash(attr.parent))))
+        known.push([ino, { ...attr }]);
+      else if (attr === undefined && before !== undefined && (links !== 0 || touch)) {
+        const { sec, nsec } = tx.now;
+        const times = touch ? { mtime: sec, mtimensec: nsec, ctime: sec, ctimensec: nsec } : {};
+        known.push([ino, { ...before, nlink: before.nlink + links, ...times }]);
+      }
+    }
+    const entries = mark !== undefined && keep ? edges.filter(e => push?.storable(e.parent, mark)) : [];
+    for (const { ino } of nodes) push.touched('a', ino);
+    for (const dir of new Set(edges.map(e => e.parent))) {
+      // Our own change of a directory that is known leaves the rest of it known.
+      if (entries.some(e => e.parent === dir)) push.touchedByUs('e', dir);
+      else push.touched('e', dir);
+    }
+    if (file !== undefined) push.touched('d', file);
+    for (const [ino, attr] of known) cache.setAttr(ino, attr);
+    // Nothing is in a directory that was made just now.
+    for (const n of keep ? nodes : [])
+      if (n.made && n.attr?.type === FileType.directory) cache.setList(n.ino, new Map());
+    for (const { parent, name, entry } of entries) cache.setName(parent, nameKey(name), entry ?? null);
+  }
 
   // ── running ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -166,38 +250,46 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
   async function transaction<T>(work: (tx: NetworkTx, c: SqlConnection) => Promise<T>): Promise<T> {
     return await persist(async c => {
       await c.run(kind === 'postgres' ? 'BEGIN ISOLATION LEVEL READ COMMITTED' : 'START TRANSACTION', []);
+      const tx = new NetworkTx(host, c, now(), true);
       try {
-        const value = await work(new NetworkTx(host, c, now(), true), c);
+        const value = await work(tx, c);
         await c.run('COMMIT', []);
         return value;
       } catch (e) {
         if (failureOf(kind, e) !== 'lost') await c.run('ROLLBACK', []);
         throw e;
+      } finally {
+        announce(tx);
       }
     });
   }
 
-  /** A range of numbers from a counter whose value is the next free one. */
-  function batches(counter: string, size: number): (count: number) => Promise<number> {
+  /**
+   * Ranges of numbers from a counter whose value is the next free one. `reserve` before a transaction, so that none of them waits for a
+   * connection of the pool while it has one.
+   */
+  function batches(counter: string, size: number): { take(count: number): Promise<number>; reserve(): Promise<void> } {
     let next = 0;
     let end = 0;
     let fetching: Promise<void> | undefined;
-    return async count => {
-      while (end - next < count) {
-        fetching ??= transaction(async tx => {
-          end = await runAsync(
-            (function* () {
-              return yield* tx.addCounter(counter, Math.max(size, count));
-            })(),
-          );
-          next = end - Math.max(size, count);
-        }).finally(() => {
-          fetching = undefined;
-        });
-        await fetching;
-      }
-      next += count;
-      return next - count;
+    const fetch = async (count: number): Promise<void> => {
+      fetching ??= transaction(async tx => {
+        end = await runAsync(step(tx.addCounter(counter, Math.max(size, count))));
+        next = end - Math.max(size, count);
+      }).finally(() => {
+        fetching = undefined;
+      });
+      await fetching;
+    };
+    return {
+      async take(count) {
+        while (end - next < count) await fetch(count);
+        next += count;
+        return next - count;
+      },
+      async reserve() {
+        if (end - next < RESERVED) await fetch(1);
+      },
     };
   }
 
@@ -220,74 +312,102 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     else if (toNumber(row[2]) < tx.now.sec) lose('it has expired');
   }
 
-  const seen = new SeenRows();
   /** Op records as this process wrote them last: seq and what stands in `acct`. */
   const records = new Map<string, { seq: number; acct: Buffer | null }>();
   const recordKey = (op: Op): string => `${op.kind}/${op.slot}`;
 
-  /** The operation in one statement; undefined when that is not possible, or what it was planned on did not hold. */
+  /** The steps that end every plan: op record and session. */
+  function lastClauses(
+    op: Op,
+    old: Buffer | null,
+    acct: Buffer | null,
+    result: Uint8Array,
+    counted: boolean,
+  ): Clause[] {
+    const session = `FROM ${own}session s JOIN ${prefix}session2 j ON j.sid = s.sid WHERE s.sid = ? AND s.incarnation = ? AND s.epoch = ? AND j.expire >= ?`;
+    // The number of records after a slice commit is known to the database only: it takes the place of the first 8 bytes.
+    const value = !counted
+      ? '?'
+      : kind === 'postgres'
+        ? `float8send((SELECT length FROM appended)::float8 / ${SLICE_BYTES}) || ?`
+        : `concat(x'ff', unhex(lpad(hex(appended DIV ${SLICE_BYTES}), 14, '0')), ?)`;
+    const bytes = counted ? result.subarray(8) : result;
+    return [
+      kind === 'postgres'
+        ? {
+            kind: 'write',
+            sql: `INSERT INTO ${own}op AS o (sid, kind, slot, seq, result, acct) VALUES (?, ?, ?, ?, ${value}, ?) ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = EXCLUDED.seq, result = EXCLUDED.result, acct = EXCLUDED.acct WHERE o.seq < EXCLUDED.seq AND o.acct IS NOT DISTINCT FROM ?`,
+            params: [volume.sid, op.kind, op.slot, op.seq, bytes, acct, old],
+            expect: true,
+          }
+        : {
+            kind: 'write',
+            sql: `UPDATE ${own}op SET seq = ?, result = ${value}, acct = ? WHERE sid = ? AND kind = ? AND slot = ? AND seq < ? AND acct <=> ?`,
+            params: [op.seq, bytes, acct, volume.sid, op.kind, op.slot, op.seq, old],
+            expect: true,
+          },
+      {
+        kind: 'one',
+        sql: `${session} ${kind === 'postgres' ? 'FOR SHARE OF s' : 'LOCK IN SHARE MODE'}`,
+        params: [volume.sid, identity?.incarnation ?? '', identity?.epoch ?? 0, now().sec],
+      },
+    ];
+  }
+
+  /** The operation in one round trip; undefined when that is not possible, or what it was planned on did not hold. */
   async function mutateAtOnce<T>(
     op: Op,
     codec: Codec<T>,
     body: (tx: Tx) => Body<T>,
   ): Promise<{ value: T } | undefined> {
     const record = records.get(recordKey(op));
-    if (
-      kind !== 'postgres' ||
-      lost !== undefined ||
-      identity === undefined ||
-      (record === undefined ? op.seq > 1 : record.seq >= op.seq)
-    )
-      return undefined;
+    if (lost !== undefined || identity === undefined || plans?.possible === false) return undefined;
+    // Whether a slot has a record is known once one was written; MySQL's plans only change it.
+    if (record === undefined ? kind === 'mysql' || op.seq > 1 : record.seq >= op.seq) return undefined;
     const tx = new OptimisticTx(host, seen, now(), persist);
+    const old = record?.acct ?? null;
+    const counts = codec === (writeCodec as Codec<unknown>);
     let value: T;
-    let statement: { sql: string; params: SqlValue[] };
-    let deltas: Delta[];
     let acct: Buffer | null;
+    let last: Clause[];
+    let statement: Statement | undefined;
+    let clauses: Clause[] = [];
     try {
       value = await runAsync(body(tx));
-      deltas = record?.acct ? decodeDeltas(record.acct) : [];
+      const deltas: Delta[] = old === null ? [] : decodeDeltas(old);
       for (const d of tx.deltas) addDelta(deltas, d);
       if (deltas.length > DELTAS_PER_RECORD) return undefined;
       acct = deltas.length > 0 ? encodeDeltas(deltas) : null;
-      const result = codec.encode(value);
-      // The number of records after a slice commit is known to the statement only: it takes the place of the first 8 bytes.
-      const counted = tx.appendsChunk && codec === (writeCodec as Codec<unknown>);
-      statement = tx.statement([
-        {
-          sql: `INSERT INTO ${own}op AS o (sid, kind, slot, seq, result, acct) VALUES (?, ?, ?, ?, ${counted ? `float8send((SELECT length FROM appended)::float8 / ${SLICE_BYTES}) || ?` : '?'}, ?) ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = EXCLUDED.seq, result = EXCLUDED.result, acct = EXCLUDED.acct WHERE o.seq < EXCLUDED.seq AND o.acct IS NOT DISTINCT FROM ? RETURNING 1`,
-          params: [
-            volume.sid,
-            op.kind,
-            op.slot,
-            op.seq,
-            counted ? result.subarray(8) : result,
-            acct,
-            record?.acct ?? null,
-          ],
-        },
-        {
-          sql: `SELECT 1 FROM ${own}session s JOIN ${prefix}session2 j ON j.sid = s.sid WHERE s.sid = ? AND s.incarnation = ? AND s.epoch = ? AND j.expire >= ? FOR SHARE OF s`,
-          params: [volume.sid, identity.incarnation, identity.epoch, tx.now.sec],
-        },
-      ]);
+      last = lastClauses(op, old, acct, codec.encode(value), counts && tx.appendsChunk);
+      if (kind === 'postgres') statement = tx.statement(last);
+      else clauses = tx.sequence(last);
     } catch (e) {
       // A check may have failed on a stale row: only the database's own rows decide.
       tx.forget();
       if (e instanceof Errno || e instanceof Unsupported) return undefined;
       throw e;
     }
+    const mark = push?.mark();
     try {
-      const rows = await pool.use(c => c.all(statement.sql, statement.params));
+      let row: SqlRow | undefined;
+      if (statement === undefined) {
+        const answered = await plans?.run(clauses);
+        row = [1, answered?.[0]];
+      } else {
+        const { sql, params, first } = statement;
+        [row] = await pool.use(c => (first.length === 0 ? c.all(sql, params) : c.script!([...first, { sql, params }])));
+      }
       records.set(recordKey(op), { seq: op.seq, acct });
       tx.remember();
+      announcePlan(tx, mark);
       for (const d of tx.deltas) count(d);
       if (acct !== null) scheduleFlush();
-      if (codec === (writeCodec as Codec<unknown>)) (value as WriteResult).records = recordCount(rows[0]?.[1]);
+      if (counts) (value as WriteResult).records = recordCount(row?.[1]);
       return { value };
     } catch {
       // Whatever it was (a condition, a conflict, the connection): the record tells the interactive way what happened.
       tx.forget();
+      announcePlan(tx, undefined);
       records.delete(recordKey(op));
       return undefined;
     }
@@ -300,8 +420,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       if (op.over) throw EINTR;
       const quick = await mutateAtOnce(op, codec, body);
       if (quick !== undefined) return quick.value;
-      records.delete(recordKey(op));
-      seen.clear();
+      await inodes.reserve();
       const ended = await transaction(async (tx, c) => {
         if (op.over) throw EINTR;
         const key = [volume.sid, op.kind, op.slot];
@@ -414,8 +533,33 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     });
   }
 
+  /** What a directory's row would say: its entries without what op records of any session hold beside them, of one moment (so one statement). */
+  async function countDir(c: SqlConnection, dir: Ino): Promise<{ length: number; space: number; inodes: number }> {
+    const blocks = kind === 'postgres' ? '(n.length + 4095) / 4096' : '(n.length + 4095) DIV 4096';
+    const file = `n.type = ${FileType.file}`;
+    const sum = { length: 0, space: 0, inodes: 0 };
+    for (const r of await c.all(
+      `SELECT sum(CASE WHEN ${file} THEN n.length ELSE 0 END), sum(CASE WHEN ${file} AND n.length > 0 THEN ${blocks} ELSE 1 END) * 4096, count(*), NULL FROM ${prefix}edge e JOIN ${prefix}node n ON n.inode = e.inode WHERE e.parent = ? UNION ALL SELECT 0, 0, 0, acct FROM ${own}op WHERE acct IS NOT NULL`,
+      [inoToBigint(dir)],
+    )) {
+      if (r[3] === null) {
+        sum.length += toNumber(r[0]);
+        sum.space += toNumber(r[1]);
+        sum.inodes += toNumber(r[2]);
+        continue;
+      }
+      for (const p of decodeDeltas(toBytes(r[3]))) {
+        if (p.kind !== Usage.dirStat || p.key !== dir) continue;
+        sum.length -= p.length;
+        sum.space -= p.space;
+        sum.inodes -= p.inodes;
+      }
+    }
+    return sum;
+  }
+
   /** Rows in a fixed order, so that two clients never wait for each other. */
-  async function applyUsage(tx: NetworkTx, c: SqlConnection, list: readonly Delta[], flushing = false): Promise<void> {
+  async function applyUsage(tx: NetworkTx, c: SqlConnection, list: readonly Delta[]): Promise<void> {
     for (const d of [...list].sort((a, b) => a.kind - b.kind || a.key - b.key)) {
       if (d.kind === Usage.volume) {
         if (d.inodes !== 0) await runAsync(step(tx.addCounter('totalInodes', d.inodes)));
@@ -426,21 +570,18 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         // No row: counted anew, with everything that has happened. A directory that is gone needs none.
         const attr = await runAsync(step(tx.node(d.key)));
         if (attr?.type !== FileType.directory) continue;
-        const s = await runAsync(countChildren(tx, d.key));
-        // What records still hold of it will come with a flush.
-        if (!flushing && volume.sid !== 0) {
-          for (const [acct] of await c.all(`SELECT acct FROM ${own}op WHERE sid = ? AND acct IS NOT NULL`, [
-            volume.sid,
-          ])) {
-            for (const p of decodeDeltas(toBytes(acct))) {
-              if (p.kind !== Usage.dirStat || p.key !== d.key) continue;
-              s.length -= p.length;
-              s.space -= p.space;
-              s.inodes -= p.inodes;
-            }
-          }
+        const ino = inoToBigint(d.key);
+        const insert = `${prefix}dir_stats (inode, data_length, used_space, used_inodes) VALUES (?, 0, 0, 0)`;
+        const made = await c.run(
+          kind === 'postgres' ? `INSERT INTO ${insert} ON CONFLICT (inode) DO NOTHING` : `INSERT IGNORE INTO ${insert}`,
+          [ino],
+        );
+        if (made === 0) await c.run(sql, [d.length, d.space, d.inodes, ino]);
+        else {
+          const s = await countDir(c, d.key);
+          const set = `UPDATE ${prefix}dir_stats SET data_length = ?, used_space = ?, used_inodes = ? WHERE inode = ?`;
+          await c.run(set, [s.length, s.space, s.inodes, ino]);
         }
-        await runAsync(step(tx.insertDirStat(d.key, s.length, s.space, s.inodes)));
       } else if (d.kind === Usage.dirQuota) {
         await c.run(
           `UPDATE ${prefix}dir_quota SET used_space = used_space + ?, used_inodes = used_inodes + ? WHERE inode = ?`,
@@ -483,7 +624,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     }
     const sum: Delta[] = [];
     for (const row of rows) for (const d of decodeDeltas(toBytes(row[0]))) addDelta(sum, d);
-    if (sum.length > 0) await applyUsage(tx, c, sum, true);
+    if (sum.length > 0) await applyUsage(tx, c, sum);
   }
 
   async function flush(): Promise<void> {
@@ -618,12 +759,14 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     await persist(async c => {
       for (const name of [...TABLES.map(t => prefix + t.name), `${prefix}session`, `${own}session`, `${own}op`])
         await c.run(`DROP TABLE IF EXISTS ${name}`, []);
+      await plans?.drop(c);
     });
   }
 
   // ── sessions ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
   function begin(id: SessionIdentity): SessionIdentity {
+    startPush();
     identity = id;
     volume.sid = id.sid;
     lost = undefined;
@@ -631,6 +774,8 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     seen.clear();
     return id;
   }
+
+  const pushes = kind === 'postgres';
 
   async function newSession(info: SessionInfo): Promise<SessionIdentity> {
     if (options.readOnly) return { sid: 0, incarnation: '', epoch: 0 };
@@ -646,7 +791,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       await c.run(`INSERT INTO ${prefix}session2 (sid, expire, info) VALUES (?, ?, ?)`, [
         id,
         expire,
-        serialiseSessionInfo(info),
+        serialiseSessionInfo({ ...info, pushes }),
       ]);
       await c.run(`INSERT INTO ${own}session (sid, incarnation, volume, epoch) VALUES (?, ?, ?, 1)`, [
         id,
@@ -654,7 +799,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         volume.format.UUID,
       ]);
       if (volume.format.ChangeLog)
-        await runAsync(logChange(tx, 'NEWSESSION', () => [id, expire, serialiseSessionInfo(info)]));
+        await runAsync(logChange(tx, 'NEWSESSION', () => [id, expire, serialiseSessionInfo({ ...info, pushes })]));
       return id;
     });
     await loadQuotas();
@@ -677,7 +822,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       await c.run(`UPDATE ${own}session SET epoch = ? WHERE sid = ?`, [next, old.sid]);
       const changed = await c.run(`UPDATE ${prefix}session2 SET expire = ?, info = ? WHERE sid = ?`, [
         tx.now.sec + EXPIRE_AHEAD,
-        serialiseSessionInfo(info),
+        serialiseSessionInfo({ ...info, pushes }),
         old.sid,
       ]);
       if (changed === 0) throw ESTALE.because(`session ${old.sid} was cleaned by another client`);
@@ -685,6 +830,8 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     });
     await loadQuotas();
     const taken = begin({ ...old, epoch });
+    // The process before may have died between a commit and its announcement.
+    push?.everything();
     scheduleFlush();
     return taken;
   }
@@ -719,6 +866,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       }
       await c.run(`DELETE FROM ${prefix}session2 WHERE sid = ?`, [sid]);
     });
+    if (sid !== volume.sid) push?.everything();
   }
 
   async function listSessions(detail: boolean): Promise<SessionDetail[]> {
@@ -773,17 +921,37 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
 
   const generic = txOperations(driver, volume);
 
-  async function shown(c: SqlConnection, ino: Ino, attr: Attr): Promise<Attr> {
-    return await runAsync(present(new NetworkTx(host, c, now()), ino, attr));
+  /** Attributes of `n` for readers, and how many of its links are in the trash (only looked for where there can be several). */
+  const shownColumns = `${NODE_COLUMNS.split(', ')
+    .map(c => `n.${c}`)
+    .join(
+      ', ',
+    )}, CASE WHEN n.type <> ${FileType.directory} AND coalesce(n.parent, 0) = 0 THEN (SELECT count(*) FROM ${prefix}edge h WHERE h.inode = n.inode AND h.parent >= ${inoToBigint(TRASH)}) ELSE 0 END`;
+
+  /** ops/access.ts present, on a row of {@link shownColumns} from `at`. */
+  function shownFromRow(ino: Ino, row: SqlRow, at: number): Attr {
+    const attr = nodeFromRow(row, at);
+    seen.sawNode(ino, { ...attr });
+    if (attr.type === FileType.directory || attr.nlink === 0) return attr;
+    const trashed = isTrash(attr.parent) ? 1 : toNumber(row[at + NODE_COLUMN_COUNT]);
+    attr.nlink = Math.max(0, attr.nlink - trashed);
+    return attr;
   }
 
   /** One statement; the checks of the general way only when it finds nothing or permissions are checked here. */
   async function lookup(cred: Cred, parent: Ino, name: Name): Promise<Entry> {
     if (cred.checkPermission || name.length > NAME_MAX) return await generic.lookup(cred, parent, name);
-    const columns = NODE_COLUMNS.split(', ')
-      .map(c => `n.${c}`)
-      .join(', ');
-    const sql = `SELECT p.type, e.inode, ${columns} FROM ${prefix}node p LEFT JOIN ${prefix}edge e ON e.parent = p.inode AND e.name = ? LEFT JOIN ${prefix}node n ON n.inode = e.inode WHERE p.inode = ?`;
+    const text = nameKey(name);
+    if (trusted()) {
+      const known = cache.name(parent, text);
+      if (known === null) throw ENOENT;
+      const attr = known === undefined ? undefined : cache.attr(known.ino);
+      if (known !== undefined && attr !== undefined) return { ino: known.ino, attr: { ...attr } };
+    }
+    const mark = push?.mark() ?? 0;
+    /** What was fetched is remembered unless it changed meanwhile. */
+    const keep = (ino: Ino): boolean => trusted() && push?.storable(ino, mark) === true;
+    const sql = `SELECT p.type, e.inode, ${shownColumns} FROM ${prefix}node p LEFT JOIN ${prefix}edge e ON e.parent = p.inode AND e.name = ? LEFT JOIN ${prefix}node n ON n.inode = e.inode WHERE p.inode = ?`;
     return await persist(async c => {
       const row = (await c.all(sql, [name, inoToBigint(parent)]))[0];
       if (row === undefined) throw ENOENT;
@@ -792,23 +960,42 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       // An entry without its inode counts as none (spec/meta-sql.md §5).
       if (row[1] === null || row[2] === null) {
         seen.sawEdge(key, undefined);
+        if (keep(parent)) {
+          cache.setName(parent, text, null);
+          if (cache.wanted(parent)) void loadDir(parent);
+        }
         throw ENOENT;
       }
       const ino = toIno(row[1]);
-      const attr = nodeFromRow(row, 2);
+      const attr = shownFromRow(ino, row, 2);
       seen.sawEdge(key, { ino, type: attr.type });
-      seen.sawNode(ino, attr);
-      return { ino, attr: await shown(c, ino, attr) };
+      if (keep(parent)) cache.setName(parent, text, { ino, type: attr.type });
+      if (keep(ino)) cache.setAttr(ino, { ...attr });
+      return { ino, attr };
     });
   }
 
+  /** All names of a directory that is often asked for names that it does not have. */
+  async function loadDir(dir: Ino): Promise<void> {
+    const mark = push?.mark() ?? 0;
+    const sql = `SELECT name, inode, type FROM ${prefix}edge WHERE parent = ? LIMIT ${COMPLETE_LIMIT + 1}`;
+    const rows = await pool.use(c => c.all(sql, [inoToBigint(dir)])).catch(() => undefined);
+    if (rows === undefined || rows.length > COMPLETE_LIMIT || !trusted() || !push?.storable(dir, mark)) return;
+    const names = new Map<string, Dentry | null>();
+    for (const r of rows) names.set(nameKey(toBytes(r[0])), { ino: toIno(r[1]), type: toNumber(r[2]) as FileType });
+    cache.setList(dir, names);
+  }
+
   async function getattr(ino: Ino): Promise<Attr> {
+    const known = trusted() ? cache.attr(ino) : undefined;
+    if (known !== undefined) return { ...known };
+    const mark = push?.mark() ?? 0;
     return await persist(async c => {
-      const rows = await c.all(`SELECT ${NODE_COLUMNS} FROM ${prefix}node WHERE inode = ?`, [inoToBigint(ino)]);
+      const rows = await c.all(`SELECT ${shownColumns} FROM ${prefix}node n WHERE n.inode = ?`, [inoToBigint(ino)]);
       if (rows[0] === undefined) throw ENOENT;
-      const attr = nodeFromRow(rows[0], 0);
-      seen.sawNode(ino, attr);
-      return await shown(c, ino, attr);
+      const attr = shownFromRow(ino, rows[0], 0);
+      if (trusted() && push?.storable(ino, mark)) cache.setAttr(ino, { ...attr });
+      return attr;
     });
   }
 
@@ -831,10 +1018,19 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     flush,
     lookup,
     getattr,
+    // A truncation needs preparation only when it covers very many chunks, which the row as last seen tells.
+    setattr: (op, cred, ino, set) => {
+      const known = seen.node(ino).value;
+      const short = set.size === undefined || (known !== undefined && known.length - set.size < SHORT_TRUNCATION);
+      return short
+        ? driver.mutate(op, attrCodec, tx => setattr(tx, cred, ino, set))
+        : generic.setattr(op, cred, ino, set);
+    },
     dirStat,
-    newSliceIds: count => slices(count),
+    newSliceIds: count => slices.take(count),
     async close() {
       clearTimeout(flushTimer);
+      await push?.close();
       await pool.close();
     },
     async closeSession() {
@@ -877,23 +1073,24 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
           attributes: (entries: DirEntry[]) =>
             persist(async c => {
               const attrs = new Map<Ino, Attr>();
+              const columns = `n.inode, ${shownColumns}`;
               for (let at = 0; at < entries.length; at += 1000) {
                 const part = entries.slice(at, at + 1000).map(e => inoToBigint(e.ino));
                 const rows =
                   kind === 'postgres'
-                    ? await c.all(`SELECT inode, ${NODE_COLUMNS} FROM ${prefix}node WHERE inode = ANY(?::bigint[])`, [
+                    ? await c.all(`SELECT ${columns} FROM ${prefix}node n WHERE n.inode = ANY(?::bigint[])`, [
                         `{${part.join(',')}}`,
                       ])
                     : await c.all(
-                        `SELECT inode, ${NODE_COLUMNS} FROM ${prefix}node WHERE inode IN (${part.map(() => '?').join(',')})`,
+                        `SELECT ${columns} FROM ${prefix}node n WHERE n.inode IN (${part.map(() => '?').join(',')})`,
                         part,
                       );
-                for (const r of rows) attrs.set(toIno(r[0]), nodeFromRow(r, 1));
+                for (const r of rows) attrs.set(toIno(r[0]), shownFromRow(toIno(r[0]), r, 1));
               }
               for (const e of entries) {
                 const attr = attrs.get(e.ino);
-                if (attr !== undefined)
-                  e.attr = attr.parent === 0 || attr.parent >= TRASH ? await shown(c, e.ino, attr) : attr;
+                // One attribute object each: a directory may have several entries of an inode.
+                if (attr !== undefined) e.attr = { ...attr };
               }
             }),
         },

@@ -1,21 +1,24 @@
 /**
- * Mutations in one statement on PostgreSQL. The operation's body runs here, on rows as this process last saw them; what it read
- * becomes conditions and what it writes becomes clauses of one statement with data-modifying CTEs, which holds the op record and the session's
- * check as well, and fails as a whole (division by zero) when a condition does not hold. Then the interactive transaction of
- * network-tx.ts decides. So a stale row costs a round trip and never a wrong result.
+ * Mutations in one round trip. The operation's body runs here, on rows as this process last saw them; what it read becomes conditions and what
+ * it writes becomes clauses, which go to the server together with the op record and the session's check and fail as a whole when a
+ * condition does not hold. Then the interactive transaction of network-tx.ts decides. So a stale row costs a round trip and never a wrong
+ * result.
  *
- * All clauses see one snapshot, and a row may be changed once only: operations that need more (empty directories, hard links in
- * several folders, lists of rows) throw {@link Unsupported} before anything was sent.
+ * PostgreSQL: one statement with data-modifying CTEs, whose clauses see one snapshot; it fails by a division by zero. MySQL and MariaDB: the
+ * clauses in order, as the body of a routine or an anonymous block (mysql-plan.ts). A row may be changed once only: operations that need more
+ * (lists of rows, locks) throw {@link Unsupported} before anything was sent.
  */
 import { EIO } from '@steadfs/fuse/errno';
 import type { AclRule } from '../../format/acl.ts';
 import type { Attr, FileType } from '../../format/attr.ts';
-import { type Ino, inoToBigint } from '../../format/ino.ts';
+import { type Ino, inoToBigint, isTrash, TRASH } from '../../format/ino.ts';
 import { encodeSlices, SLICE_BYTES, type Slice } from '../../format/slice.ts';
 import type { Dentry, Name, TimeSet } from '../engine.ts';
 import { type Body, done, nothing, type Step, type Tx, type UsageKind, type Volume } from '../ops/tx.ts';
 import type { SqlConnection, SqlValue } from './connection.ts';
 import {
+  aclFromRow,
+  aclSelect,
   micros,
   type NetworkTxHost,
   NODE_COLUMNS,
@@ -24,7 +27,9 @@ import {
   toIno,
   toNumber,
   type UsageDelta,
+  xattrName,
 } from './network-tx.ts';
+import { SeenRows } from './seen-rows.ts';
 
 /** The operation cannot be one statement. */
 export class Unsupported extends Error {
@@ -34,45 +39,22 @@ export class Unsupported extends Error {
   }
 }
 
-/** Rows as last seen, by which operations are planned. Bounded; never trusted. */
-export class SeenRows {
-  readonly #nodes = new Map<Ino, Readonly<Attr> | undefined>();
-  readonly #edges = new Map<string, Readonly<Dentry> | undefined>();
-  readonly #max: number;
+/**
+ * One step of a plan. `write`: a statement that changes rows, exactly one with `expect`. The others are the part of a SELECT from FROM on, which
+ * finds exactly one row (`one`, may lock it), at least one (`some`), or none (`none`).
+ */
+export interface Clause {
+  kind: 'write' | 'one' | 'some' | 'none';
+  sql: string;
+  params: readonly SqlValue[];
+  expect?: boolean;
+}
 
-  constructor(max = 50_000) {
-    this.#max = max;
-  }
-
-  static key(parent: Ino, name: Name): string {
-    return `${parent}/${Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('latin1')}`;
-  }
-
-  /** `known: false` when nothing was seen. */
-  node(ino: Ino): { known: boolean; value: Readonly<Attr> | undefined } {
-    return { known: this.#nodes.has(ino), value: this.#nodes.get(ino) };
-  }
-  edge(key: string): { known: boolean; value: Readonly<Dentry> | undefined } {
-    return { known: this.#edges.has(key), value: this.#edges.get(key) };
-  }
-  sawNode(ino: Ino, attr: Readonly<Attr> | undefined): void {
-    if (this.#nodes.size >= this.#max) this.#nodes.clear();
-    this.#nodes.set(ino, attr);
-  }
-  sawEdge(key: string, dentry: Readonly<Dentry> | undefined): void {
-    if (this.#edges.size >= this.#max) this.#edges.clear();
-    this.#edges.set(key, dentry);
-  }
-  forgetNode(ino: Ino): void {
-    this.#nodes.delete(ino);
-  }
-  forgetEdge(key: string): void {
-    this.#edges.delete(key);
-  }
-  clear(): void {
-    this.#nodes.clear();
-    this.#edges.clear();
-  }
+/** A plan as one statement; `first` must be carried out before it, in the same transaction and round trip. */
+export interface Statement {
+  sql: string;
+  params: SqlValue[];
+  first: { sql: string; params: SqlValue[] }[];
 }
 
 /** What a body read and means to do with one inode. */
@@ -105,10 +87,16 @@ export class OptimisticTx implements Tx {
   readonly #host: NetworkTxHost;
   readonly #seen: SeenRows;
   readonly #read: <T>(work: (c: SqlConnection) => Promise<T>) => Promise<T>;
+  readonly #xattrs = new Map<string, { ino: Ino; name: Name; value: Uint8Array | undefined }>();
+  readonly #links = new Map<Ino, Map<Ino, number>>();
+  /** Directories that must be empty. */
+  readonly #emptied: Ino[] = [];
   /** Further clauses. */
-  readonly #clauses: { sql: string; params: SqlValue[]; expect: boolean }[] = [];
+  readonly #clauses: Clause[] = [];
+  readonly #mysql: boolean;
   /** Clause that answers the number of records of the chunk. */
   #chunkClause = -1;
+  #chunkKey: SqlValue[] = [];
 
   constructor(
     host: NetworkTxHost,
@@ -117,6 +105,7 @@ export class OptimisticTx implements Tx {
     read: <T>(work: (c: SqlConnection) => Promise<T>) => Promise<T>,
   ) {
     this.#host = host;
+    this.#mysql = host.kind === 'mysql';
     this.#seen = seen;
     this.volume = host.volume;
     this.now = now;
@@ -194,7 +183,8 @@ export class OptimisticTx implements Tx {
     let plan = this.#edges.get(key);
     if (plan === undefined) {
       let { known, value } = this.#seen.edge(key);
-      if (!known) {
+      // Names in the trash hold the inode's number: they are new.
+      if (!known && !(isTrash(parent) && parent !== TRASH)) {
         const rows = (yield this.#read(c =>
           c.all(`SELECT inode, type FROM ${this.#host.prefix}edge WHERE parent = ? AND name = ?`, [
             inoToBigint(parent),
@@ -219,8 +209,10 @@ export class OptimisticTx implements Tx {
   insertEdge(parent: Ino, name: Name, ino: Ino, type: FileType): Step<void> {
     const key = SeenRows.key(parent, name);
     const plan: EdgePlan = this.#edges.get(key) ?? { parent, name: Buffer.from(name), read: undefined };
-    if (plan.write !== undefined || plan.read !== undefined) throw new Unsupported();
-    plan.write = { kind: 'insert', ino, type };
+    // What was deleted and comes again is one row that changes.
+    const again = plan.write?.kind === 'delete' && plan.read !== undefined;
+    if (!again && (plan.write !== undefined || plan.read !== undefined)) throw new Unsupported();
+    plan.write = { kind: again ? 'set' : 'insert', ino, type };
     this.#edges.set(key, plan);
     return nothing;
   }
@@ -240,11 +232,45 @@ export class OptimisticTx implements Tx {
     return nothing;
   }
 
-  hasEntries(): Step<boolean> {
-    throw new Unsupported();
+  /** Planned as empty. */
+  hasEntries(ino: Ino): Step<boolean> {
+    this.#emptied.push(ino);
+    this.#clauses.push({
+      kind: 'none',
+      sql: `FROM ${this.#host.prefix}edge WHERE parent = ?`,
+      params: [inoToBigint(ino)],
+    });
+    return done(false);
   }
-  parentsOf(): Step<Map<Ino, number>> {
-    throw new Unsupported();
+
+  /** Whoever changes the entries of an inode changes its row as well, whose condition therefore covers them. */
+  *parentsOf(ino: Ino): Body<Map<Ino, number>> {
+    const plan = this.#nodes.get(ino);
+    if (plan?.read === undefined || !plan.locked) throw new Unsupported();
+    let base: ReadonlyMap<Ino, number> | undefined =
+      plan.read.parent === 0 ? this.#seen.links(ino) : new Map([[plan.read.parent, 1]]);
+    if (base === undefined) {
+      const rows = (yield this.#read(c =>
+        c.all(`SELECT parent, count(*) FROM ${this.#host.prefix}edge WHERE inode = ? GROUP BY parent`, [
+          inoToBigint(ino),
+        ]),
+      )) as (readonly unknown[])[];
+      base = new Map(rows.map(r => [toIno(r[0]), toNumber(r[1])]));
+      this.#seen.sawLinks(ino, base);
+    }
+    const links = new Map(base);
+    const add = (parent: Ino, n: number): void => {
+      const count = (links.get(parent) ?? 0) + n;
+      if (count === 0) links.delete(parent);
+      else links.set(parent, count);
+    };
+    for (const edge of this.#edges.values()) {
+      if (edge.write === undefined) continue;
+      if (edge.read?.ino === ino) add(edge.parent, -1);
+      if (edge.write.kind !== 'delete' && edge.write.ino === ino) add(edge.parent, 1);
+    }
+    this.#links.set(ino, links);
+    return links;
   }
   addParent(): Step<void> {
     return nothing;
@@ -260,8 +286,17 @@ export class OptimisticTx implements Tx {
   }
 
   #clause(sql: string, params: SqlValue[], expect = false): Step<void> {
-    this.#clauses.push({ sql, params, expect });
+    this.#clauses.push({ kind: 'write', sql, params, expect });
     return nothing;
+  }
+
+  /** INSERT … that updates where the key is there; NEW. is the row that was to be inserted, OLD. the one that is there. */
+  #upsert(table: string, columns: string, key: string, update: string): string {
+    const name = `${this.#host.prefix}${table}`;
+    const insert = `INSERT INTO ${name} (${columns}) VALUES (${columns.replace(/\w+/g, '?')})`;
+    return this.#mysql
+      ? `${insert} ON DUPLICATE KEY UPDATE ${update.replace(/\bNEW\.(\w+)/g, 'VALUES($1)').replace(/\bOLD\./g, '')}`
+      : `${insert} ON CONFLICT (${key}) DO UPDATE SET ${update.replace(/\bNEW\./g, 'EXCLUDED.').replace(/\bOLD\./g, `${name}.`)}`;
   }
 
   insertSymlink(ino: Ino, target: Uint8Array): Step<void> {
@@ -273,17 +308,47 @@ export class OptimisticTx implements Tx {
   deleteSymlink(ino: Ino): Step<void> {
     return this.#clause(`DELETE FROM ${this.#host.prefix}symlink WHERE inode = ?`, [inoToBigint(ino)]);
   }
-  xattr(): Step<Uint8Array | undefined> {
-    throw new Unsupported();
+  /** One that was never seen is planned as absent. */
+  xattr(ino: Ino, name: Name): Step<Uint8Array | undefined> {
+    const key = SeenRows.key(ino, name);
+    const { value } = this.#seen.xattr(key);
+    if (value !== undefined)
+      this.#clauses.push({
+        kind: 'one',
+        sql: `FROM ${this.#host.prefix}xattr WHERE inode = ? AND name = ? AND value = ?`,
+        params: [inoToBigint(ino), xattrName(name), value],
+      });
+    this.#xattrs.set(key, { ino, name: Buffer.from(name), value });
+    return done(value);
   }
   xattrNames(): Step<Name[]> {
     throw new Unsupported();
   }
-  setXattr(): Step<void> {
-    throw new Unsupported();
+  setXattr(ino: Ino, name: Name, value: Uint8Array): Step<void> {
+    const plan = this.#xattrs.get(SeenRows.key(ino, name));
+    if (plan === undefined) throw new Unsupported();
+    const key = [inoToBigint(ino), xattrName(name)];
+    const table = `${this.#host.prefix}xattr`;
+    const old = plan.value;
+    plan.value = Buffer.from(value);
+    return old === undefined
+      ? this.#clause(`INSERT INTO ${table} (inode, name, value) VALUES (?, ?, ?)`, [...key, plan.value], true)
+      : this.#clause(
+          `UPDATE ${table} SET value = ? WHERE inode = ? AND name = ? AND value = ?`,
+          [plan.value, ...key, old],
+          true,
+        );
   }
-  deleteXattr(): Step<boolean> {
-    throw new Unsupported();
+  deleteXattr(ino: Ino, name: Name): Step<boolean> {
+    const plan = this.#xattrs.get(SeenRows.key(ino, name));
+    if (plan === undefined) throw new Unsupported();
+    plan.value = undefined;
+    this.#clause(
+      `DELETE FROM ${this.#host.prefix}xattr WHERE inode = ? AND name = ?`,
+      [inoToBigint(ino), xattrName(name)],
+      true,
+    );
+    return done(true);
   }
   deleteXattrs(ino: Ino): Step<void> {
     return this.#clause(`DELETE FROM ${this.#host.prefix}xattr WHERE inode = ?`, [inoToBigint(ino)]);
@@ -297,12 +362,15 @@ export class OptimisticTx implements Tx {
 
   appendChunk(ino: Ino, index: number, records: readonly Slice[]): Step<number> {
     if (this.#chunkClause >= 0) throw new Unsupported();
-    const table = `${this.#host.prefix}chunk`;
     this.#chunkClause = this.#clauses.length;
-    this.#clause(
-      `INSERT INTO ${table} (inode, indx, slices) VALUES (?, ?, ?) ON CONFLICT (inode, indx) DO UPDATE SET slices = ${table}.slices || EXCLUDED.slices RETURNING length(slices)`,
-      [inoToBigint(ino), index, encodeSlices(records)],
-    );
+    const join = this.#mysql ? 'concat(OLD.slices, NEW.slices)' : 'OLD.slices || NEW.slices';
+    const sql = this.#upsert('chunk', 'inode, indx, slices', 'inode, indx', `slices = ${join}`);
+    this.#clause(this.#mysql ? sql : `${sql} RETURNING length(slices)`, [
+      inoToBigint(ino),
+      index,
+      encodeSlices(records),
+    ]);
+    this.#chunkKey = [inoToBigint(ino), index];
     return done(0);
   }
 
@@ -316,15 +384,23 @@ export class OptimisticTx implements Tx {
   replaceChunk(): Step<void> {
     throw new Unsupported();
   }
-  chunkIndexes(): Step<number[]> {
-    throw new Unsupported();
+  /** Whether there is data at all: planned by the file's length. A slice commit to an empty file changes its row, to another it changes nothing here. */
+  chunkIndexes(ino: Ino, from: number, _to: number, limit: number): Step<number[]> {
+    const attr = this.#nodes.get(ino)?.read;
+    if (from !== 0 || limit !== 1 || attr === undefined) throw new Unsupported();
+    this.#clauses.push({
+      kind: attr.length > 0 ? 'some' : 'none',
+      sql: `FROM ${this.#host.prefix}chunk WHERE inode = ?`,
+      params: [inoToBigint(ino)],
+    });
+    return done(attr.length > 0 ? [0] : []);
   }
   addSlice(id: number, size: number, refs: number): Step<void> {
-    const table = `${this.#host.prefix}chunk_ref`;
-    return this.#clause(
-      `INSERT INTO ${table} (chunkid, size, refs) VALUES (?, ?, ?) ON CONFLICT (chunkid) DO UPDATE SET refs = ${table}.refs + EXCLUDED.refs`,
-      [id, size, refs],
-    );
+    return this.#clause(this.#upsert('chunk_ref', 'chunkid, size, refs', 'chunkid', 'refs = OLD.refs + NEW.refs'), [
+      id,
+      size,
+      refs,
+    ]);
   }
   addRefs(): Step<number> {
     throw new Unsupported();
@@ -358,10 +434,10 @@ export class OptimisticTx implements Tx {
     throw new Unsupported();
   }
   insertSustained(sid: number, ino: Ino): Step<void> {
-    return this.#clause(
-      `INSERT INTO ${this.#host.prefix}sustained (sid, inode) VALUES (?, ?) ON CONFLICT (sid, inode) DO NOTHING`,
-      [sid, inoToBigint(ino)],
-    );
+    return this.#clause(this.#upsert('sustained', 'sid, inode', 'sid, inode', 'sid = NEW.sid'), [
+      sid,
+      inoToBigint(ino),
+    ]);
   }
   deleteSustained(): Step<void> {
     throw new Unsupported();
@@ -378,11 +454,18 @@ export class OptimisticTx implements Tx {
   deleteDetached(): Step<void> {
     throw new Unsupported();
   }
-  acl(): Step<AclRule | undefined> {
-    throw new Unsupported();
+  *acl(id: number): Body<AclRule | undefined> {
+    const known = this.#seen.acl(id);
+    if (known !== undefined) return known;
+    const rows = (yield this.#read(c => c.all(aclSelect(this.#host), [id]))) as (readonly unknown[])[];
+    const rule = rows[0] && aclFromRow(rows[0]);
+    if (rule !== undefined) this.#seen.sawAcl(id, rule);
+    return rule;
   }
-  aclId(): Step<number> {
-    throw new Unsupported();
+  aclId(rule: AclRule): Step<number> {
+    const id = this.#seen.aclId(rule);
+    if (id === undefined) throw new Unsupported();
+    return done(id);
   }
   flocks(): Step<never> {
     throw new Unsupported();
@@ -410,7 +493,12 @@ export class OptimisticTx implements Tx {
   }
   insertDirStat(ino: Ino, length: number, space: number, inodes: number): Step<void> {
     return this.#clause(
-      `INSERT INTO ${this.#host.prefix}dir_stats (inode, data_length, used_space, used_inodes) VALUES (?, ?, ?, ?) ON CONFLICT (inode) DO UPDATE SET data_length = EXCLUDED.data_length, used_space = EXCLUDED.used_space, used_inodes = EXCLUDED.used_inodes`,
+      this.#upsert(
+        'dir_stats',
+        'inode, data_length, used_space, used_inodes',
+        'inode',
+        'data_length = NEW.data_length, used_space = NEW.used_space, used_inodes = NEW.used_inodes',
+      ),
       [inoToBigint(ino), length, space, inodes],
     );
   }
@@ -432,79 +520,46 @@ export class OptimisticTx implements Tx {
     return this.#clause(`INSERT INTO ${this.#host.prefix}change_log (entry) VALUES (?)`, [entry]);
   }
 
-  // ── the statement ─────────────────────────────────────────────────────────────────────────────────────────────────
+  // ── the plan ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  /**
-   * One statement of the conditions, the writes and `last` (clauses that must each answer a row; they may use `appended`, the chunk's length in
-   * bytes after the append). Answers a row: 1, and that length (or null).
-   */
-  statement(last: readonly { sql: string; params: readonly SqlValue[] }[]): { sql: string; params: SqlValue[] } {
-    const p = this.#host.prefix;
-    const clauses: { sql: string; params: readonly SqlValue[]; expect: boolean }[] = [];
-    for (const plan of this.#nodes.values()) clauses.push(...this.#nodeClauses(plan));
-    for (const plan of this.#edges.values()) {
-      const key = [inoToBigint(plan.parent), plan.name];
-      const where = 'parent = ? AND name = ?';
-      if (plan.write === undefined) {
-        if (plan.read === undefined)
-          clauses.push({
-            sql: `SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM ${p}edge WHERE ${where})`,
-            params: key,
-            expect: true,
-          });
-        else
-          clauses.push({
-            sql: `SELECT 1 FROM ${p}edge WHERE ${where} AND inode = ?`,
-            params: [...key, inoToBigint(plan.read.ino)],
-            expect: true,
-          });
-      } else if (plan.write.kind === 'insert') {
-        clauses.push({
-          sql: `INSERT INTO ${p}edge (parent, name, inode, type) VALUES (?, ?, ?, ?) RETURNING 1`,
-          params: [...key, inoToBigint(plan.write.ino), plan.write.type],
-          expect: true,
-        });
-      } else if (plan.read === undefined) throw new Unsupported();
-      else if (plan.write.kind === 'delete') {
-        clauses.push({
-          sql: `DELETE FROM ${p}edge WHERE ${where} AND inode = ? RETURNING 1`,
-          params: [...key, inoToBigint(plan.read.ino)],
-          expect: true,
-        });
-      } else {
-        clauses.push({
-          sql: `UPDATE ${p}edge SET inode = ?, type = ? WHERE ${where} AND inode = ? RETURNING 1`,
-          params: [inoToBigint(plan.write.ino), plan.write.type, ...key, inoToBigint(plan.read.ino)],
-          expect: true,
-        });
-      }
+  /** Conditions and writes of one entry. */
+  #edgeClause(plan: EdgePlan): Clause {
+    const table = `${this.#host.prefix}edge`;
+    const key = [inoToBigint(plan.parent), plan.name];
+    const found = plan.read === undefined ? [] : [...key, inoToBigint(plan.read.ino)];
+    const where = 'WHERE parent = ? AND name = ?';
+    const { write } = plan;
+    if (write === undefined) {
+      if (plan.read === undefined) return { kind: 'none', sql: `FROM ${table} ${where}`, params: key };
+      return { kind: 'one', sql: `FROM ${table} ${where} AND inode = ?`, params: found };
     }
-    const appended = this.#chunkClause < 0 ? -1 : clauses.length + this.#chunkClause;
-    clauses.push(...this.#clauses, ...last.map(c => ({ ...c, expect: true })));
-    const params: SqlValue[] = [];
-    const ctes = clauses.map((c, i) => {
-      params.push(...c.params);
-      return `${i === appended ? 'appended' : `c${i}`} AS (${/^SELECT|RETURNING/.test(c.sql) ? c.sql : `${c.sql} RETURNING 1`})`;
-    });
-    const conditions = clauses.flatMap((c, i) => (c.expect ? [`EXISTS (SELECT 1 FROM c${i})`] : []));
-    const chunk = appended < 0 ? 'NULL' : '(SELECT length FROM appended)';
+    if (write.kind === 'insert') {
+      const params = [...key, inoToBigint(write.ino), write.type];
+      return {
+        kind: 'write',
+        sql: `INSERT INTO ${table} (parent, name, inode, type) VALUES (?, ?, ?, ?)`,
+        params,
+        expect: true,
+      };
+    }
+    if (plan.read === undefined) throw new Unsupported();
+    if (write.kind === 'delete')
+      return { kind: 'write', sql: `DELETE FROM ${table} ${where} AND inode = ?`, params: found, expect: true };
     return {
-      sql: `WITH ${ctes.join(', ')} SELECT 1 / (CASE WHEN ${conditions.join(' AND ')} THEN 1 ELSE 0 END), ${chunk}`,
-      params,
+      kind: 'write',
+      sql: `UPDATE ${table} SET inode = ?, type = ? ${where} AND inode = ?`,
+      params: [inoToBigint(write.ino), write.type, ...found],
+      expect: true,
     };
   }
 
-  #nodeClauses(plan: NodePlan): { sql: string; params: SqlValue[]; expect: boolean }[] {
-    const p = this.#host.prefix;
+  #nodeClause(plan: NodePlan): Clause {
+    const table = `${this.#host.prefix}node`;
     const ino = inoToBigint(plan.ino);
     if (plan.write?.kind === 'insert') {
-      return [
-        {
-          sql: `INSERT INTO ${p}node (inode, ${NODE_COLUMNS}) VALUES (?${', ?'.repeat(COLUMNS.length)}) RETURNING 1`,
-          params: [ino, ...nodeValues(plan.write.attr)],
-          expect: true,
-        },
-      ];
+      const params = [ino, ...nodeValues(plan.write.attr)];
+      const sql = `INSERT INTO ${table} (inode, ${NODE_COLUMNS}) VALUES (?${', ?'.repeat(COLUMNS.length)})`;
+      return { kind: 'write', sql, params, expect: true };
     }
     const conditions: string[] = ['inode = ?'];
     const keys: SqlValue[] = [ino];
@@ -518,46 +573,114 @@ export class OptimisticTx implements Tx {
       });
     } else if (plan.adjust === undefined) {
       // Absent, and that mattered.
-      return [
-        { sql: `SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM ${p}node WHERE inode = ?)`, params: [ino], expect: true },
-      ];
+      return { kind: 'none', sql: `FROM ${table} WHERE inode = ?`, params: [ino] };
     }
     const where = `WHERE ${conditions.join(' AND ')}`;
     if (plan.write?.kind === 'delete')
-      return [{ sql: `DELETE FROM ${p}node ${where} RETURNING 1`, params: keys, expect: true }];
+      return { kind: 'write', sql: `DELETE FROM ${table} ${where}`, params: keys, expect: true };
     if (plan.write?.kind === 'update') {
       const values = nodeValues(plan.write.attr);
       const skip = plan.write.attr.type === 2 ? COLUMNS.indexOf('nlink') : -1;
       const sets = COLUMNS.flatMap((c, i) => (i === skip ? [] : [`${c} = ?`]));
-      return [
-        {
-          sql: `UPDATE ${p}node SET ${sets.join(', ')} ${where} RETURNING 1`,
-          params: [...values.filter((_, i) => i !== skip), ...keys],
-          expect: true,
-        },
-      ];
+      const params = [...values.filter((_, i) => i !== skip), ...keys];
+      return { kind: 'write', sql: `UPDATE ${table} SET ${sets.join(', ')} ${where}`, params, expect: true };
     }
     if (plan.adjust !== undefined) {
       const t = micros(this.now.sec, this.now.nsec);
       const rest = this.now.nsec % 1000;
       const touch = plan.adjust.touch ? ', mtime = ?, ctime = ?, mtimensec = ?, ctimensec = ?' : '';
-      const values: SqlValue[] = [plan.adjust.links, ...(plan.adjust.touch ? [t, t, rest, rest] : [])];
-      return [
-        {
-          sql: `UPDATE ${p}node SET nlink = nlink + ?${touch} ${where} RETURNING 1`,
-          params: [...values, ...keys],
-          expect: true,
-        },
-      ];
+      const params = [plan.adjust.links, ...(plan.adjust.touch ? [t, t, rest, rest] : []), ...keys];
+      return { kind: 'write', sql: `UPDATE ${table} SET nlink = nlink + ?${touch} ${where}`, params, expect: true };
     }
     // Whoever removes the directory locks its row; whoever only uses it shares it.
-    return [
-      {
-        sql: `SELECT 1 FROM ${p}node ${where} FOR ${plan.locked ? 'UPDATE' : 'KEY SHARE'}`,
-        params: keys,
-        expect: true,
-      },
-    ];
+    const share = this.#mysql ? 'LOCK IN SHARE MODE' : 'FOR KEY SHARE';
+    return { kind: 'one', sql: `FROM ${table} ${where} ${plan.locked ? 'FOR UPDATE' : share}`, params: keys };
+  }
+
+  /** Row locks in one order for all clients; rows of directories that many clients change come last and are held shortly. */
+  #inOrder(): { nodes: Clause[]; edges: Clause[]; hot: Clause[] } {
+    const plans = [...this.#nodes.values()].sort((a, b) => a.ino - b.ino);
+    const isHot = (plan: NodePlan): boolean => plan.write === undefined && plan.adjust !== undefined;
+    return {
+      nodes: plans.filter(p => !isHot(p)).map(p => this.#nodeClause(p)),
+      edges: [...this.#edges.values()].map(p => this.#edgeClause(p)),
+      hot: plans.filter(isHot).map(p => this.#nodeClause(p)),
+    };
+  }
+
+  /**
+   * PostgreSQL: one statement of the conditions, the writes and `last` (which may use `appended`, the chunk's length in bytes after the append).
+   * Answers a row: 1, and that length (or null).
+   */
+  statement(last: readonly Clause[]): Statement {
+    const { nodes, edges, hot } = this.#inOrder();
+    const before = [...nodes, ...edges];
+    const appended = this.#chunkClause < 0 ? -1 : before.length + this.#chunkClause;
+    const clauses = [...before, ...this.#clauses, ...last, ...hot];
+    const params: SqlValue[] = [];
+    const ctes = clauses.map((c, i) => {
+      params.push(...c.params);
+      const sql = {
+        write: () => (/RETURNING/.test(c.sql) ? c.sql : `${c.sql} RETURNING 1`),
+        one: () => `SELECT 1 ${c.sql}`,
+        some: () => `SELECT 1 WHERE EXISTS (SELECT 1 ${c.sql})`,
+        none: () => `SELECT 1 WHERE NOT EXISTS (SELECT 1 ${c.sql})`,
+      }[c.kind]();
+      return `${i === appended ? 'appended' : `c${i}`} AS (${sql})`;
+    });
+    const conditions = clauses.flatMap((c, i) =>
+      c.kind !== 'write' || c.expect ? [`EXISTS (SELECT 1 FROM c${i})`] : [],
+    );
+    const chunk = appended < 0 ? 'NULL' : '(SELECT length FROM appended)';
+    return {
+      sql: `WITH ${ctes.join(', ')} SELECT 1 / (CASE WHEN ${conditions.join(' AND ')} THEN 1 ELSE 0 END), ${chunk}`,
+      params,
+      // An entry made while the statement waits for the directory's row would be in no snapshot of its own.
+      first: this.#emptied.map(ino => ({
+        sql: `SELECT 1 FROM ${this.#host.prefix}node WHERE inode = ? FOR UPDATE`,
+        params: [inoToBigint(ino)],
+      })),
+    };
+  }
+
+  /** MySQL: statements with `?`, in order; `appended` (an integer variable) takes the chunk's length after the append. */
+  sequence(last: readonly Clause[]): Clause[] {
+    const { nodes, edges, hot } = this.#inOrder();
+    if (this.#chunkClause < 0) return [...last, ...nodes, ...edges, ...this.#clauses, ...hot];
+    const length: Clause = {
+      kind: 'write',
+      sql: `SELECT length(slices) INTO appended FROM ${this.#host.prefix}chunk WHERE inode = ? AND indx = ?`,
+      params: this.#chunkKey,
+    };
+    const clauses = this.#clauses.toSpliced(this.#chunkClause + 1, 0, length);
+    return [...nodes, ...clauses, ...last, ...edges, ...hot];
+  }
+
+  /** What changes: rows (with the attributes that they get, where the plan knows them whole), entries, and the file that gets data. */
+  outcome(): {
+    nodes: { ino: Ino; attr: Readonly<Attr> | undefined; links: number; touch: boolean; made: boolean }[];
+    edges: { parent: Ino; name: Name; entry: Dentry | undefined }[];
+    file: Ino | undefined;
+  } {
+    return {
+      nodes: [...this.#nodes.values()]
+        .filter(p => p.write !== undefined || p.adjust !== undefined)
+        .map(({ ino, write, adjust }) => ({
+          ino,
+          attr: write === undefined || write.kind === 'delete' ? undefined : write.attr,
+          links: adjust?.links ?? 0,
+          touch: adjust?.touch ?? false,
+          made: write?.kind === 'insert',
+        })),
+      edges: [...this.#edges.values()]
+        .filter(p => p.write !== undefined)
+        .map(({ parent, name, write }) => ({
+          parent,
+          name,
+          entry: write === undefined || write.kind === 'delete' ? undefined : { ino: write.ino, type: write.type },
+        })),
+      file: this.#chunkKey.length > 0 ? toIno(this.#chunkKey[0]) : undefined,
+    };
   }
 
   /** After the commit: what is known now. */
@@ -574,8 +697,12 @@ export class OptimisticTx implements Tx {
         }
       }
     }
+    for (const [ino, links] of this.#links) this.#seen.sawLinks(ino, links);
+    for (const [key, { value }] of this.#xattrs) this.#seen.sawXattr(key, value);
     for (const [key, plan] of this.#edges) {
       if (plan.write === undefined) continue;
+      for (const ino of [plan.read?.ino, plan.write.kind === 'delete' ? undefined : plan.write.ino])
+        if (ino !== undefined && !this.#links.has(ino)) this.#seen.forgetLinks(ino);
       this.#seen.sawEdge(
         key,
         plan.write.kind === 'delete' ? undefined : { ino: plan.write.ino, type: plan.write.type },
@@ -585,8 +712,12 @@ export class OptimisticTx implements Tx {
 
   /** After a failure: what was read may be stale. */
   forget(): void {
-    for (const ino of this.#nodes.keys()) this.#seen.forgetNode(ino);
+    for (const ino of this.#nodes.keys()) {
+      this.#seen.forgetNode(ino);
+      this.#seen.forgetLinks(ino);
+    }
     for (const key of this.#edges.keys()) this.#seen.forgetEdge(key);
+    for (const key of this.#xattrs.keys()) this.#seen.forgetXattr(key);
   }
 }
 

@@ -1,0 +1,142 @@
+/**
+ * Plans of optimistic-tx.ts on MySQL and MariaDB in one round trip. The steps of a plan are the body of a compound statement, which takes values
+ * as parameters: a stored procedure, named by the hash of its text and made when it is first needed, where the user may create routines;
+ * else an anonymous block, which MariaDB alone has. Measured on MariaDB 10.11, a create without waiting for the disk: interactive 0.8-0.9 ms, block 0.45 ms (it
+ * is compiled each time), procedure 0.25 ms.
+ */
+import { createHash } from 'node:crypto';
+import { failureOf, type SqlConnection, type SqlPool, type SqlRow, type SqlValue } from './connection.ts';
+import type { Clause } from './optimistic-tx.ts';
+
+/** Procedures of one volume at most; plans beyond are blocks (or interactive). A body differs by operation and kinds of rows, not by values. */
+const PROCEDURES_MAX = 500;
+
+/** Statements in order, with guards. A failure undoes all of it. `appended`: the length that a plan's chunk has after its append. */
+export function planBody(clauses: readonly Clause[]): string {
+  const stale = (n: string, wanted: number): string =>
+    ` IF ${n} <> ${wanted} THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'stale plan'; END IF;`;
+  const steps = clauses.map(c => {
+    if (c.kind === 'write') return `${c.sql};${c.expect ? stale('ROW_COUNT()', 1) : ''}`;
+    const count = c.kind === 'one' ? `count(*) INTO found ${c.sql}` : `EXISTS (SELECT 1 ${c.sql}) INTO found`;
+    return `SELECT ${count};${stale('found', c.kind === 'none' ? 0 : 1)}`;
+  });
+  return [
+    'DECLARE found BIGINT DEFAULT 0;',
+    'DECLARE appended BIGINT DEFAULT NULL;',
+    'DECLARE EXIT HANDLER FOR SQLEXCEPTION BEGIN ROLLBACK; RESIGNAL; END;',
+    'START TRANSACTION;',
+    ...steps,
+    'COMMIT;',
+    ...(clauses.some(c => c.sql.includes('INTO appended')) ? ['SELECT appended;'] : []),
+  ].join(' ');
+}
+
+function parameterType(value: SqlValue): string {
+  if (typeof value === 'number' || typeof value === 'bigint') return 'BIGINT';
+  // NULL stands where bytes may be missing.
+  return typeof value === 'string' ? 'LONGTEXT CHARACTER SET utf8mb4' : 'LONGBLOB';
+}
+
+/** The text of a procedure without its name. */
+export function procedureText(body: string, params: readonly SqlValue[]): string {
+  let n = 0;
+  const named = body.replace(/\?/g, () => `p${n++}`);
+  const list = params.map((p, i) => `IN p${i} ${parameterType(p)}`);
+  return `(${list.join(', ')}) MODIFIES SQL DATA SQL SECURITY INVOKER BEGIN ${named} END`;
+}
+
+export interface Plans {
+  /** False: only the interactive way is left. */
+  readonly possible: boolean;
+  /** Carries a plan out; the row that it answers. Rejects when a guard did not hold, or with the database's error. */
+  run(clauses: readonly Clause[]): Promise<SqlRow | undefined>;
+  /** Removes the procedures. */
+  drop(c: SqlConnection): Promise<void>;
+}
+
+/** `own`: the prefix of our tables. */
+export function openPlans(pool: SqlPool, own: string): Plans {
+  const prefix = `${own}plan_`;
+  /** Name by text; a text is one shape of plan. */
+  const names = new Map<string, Promise<string | undefined>>();
+  let routines = true;
+  let blocks = true;
+
+  const listed = async (c: SqlConnection): Promise<string[]> =>
+    (
+      await c.all(
+        "SELECT routine_name FROM information_schema.routines WHERE routine_schema = database() AND routine_type = 'PROCEDURE'",
+        [],
+      )
+    )
+      .map(r => String(r[0]))
+      .filter(n => n.startsWith(prefix) && /^[0-9a-f]{16}$/.test(n.slice(prefix.length)));
+
+  let known: Promise<Set<string>> | undefined;
+
+  /** The procedure of this text, made when it is missing; undefined: there can be none. */
+  async function made(text: string): Promise<string | undefined> {
+    known ??= pool.use(async c => new Set(await listed(c)));
+    const there = await known;
+    const name = prefix + createHash('sha256').update(text).digest('hex').slice(0, 16);
+    if (there.has(name)) return name;
+    if (there.size >= PROCEDURES_MAX) return undefined;
+    try {
+      await pool.use(c => c.run(`CREATE PROCEDURE ${name}${text}`, []));
+    } catch (e) {
+      // Another client was faster.
+      if ((e as { errno?: number }).errno !== 1304) {
+        if (failureOf('mysql', e) === 'denied') routines = false;
+        else if (failureOf('mysql', e) === 'lost') names.delete(text);
+        return undefined;
+      }
+    }
+    there.add(name);
+    return name;
+  }
+
+  return {
+    get possible() {
+      return routines || blocks;
+    },
+    async run(clauses) {
+      const params = clauses.flatMap(c => c.params);
+      const body = planBody(clauses);
+      if (routines) {
+        const text = procedureText(body, params);
+        let name = names.get(text);
+        if (name === undefined) {
+          name = made(text).catch(() => {
+            known = undefined;
+            names.delete(text);
+            return undefined;
+          });
+          names.set(text, name);
+        }
+        const procedure = await name;
+        if (procedure !== undefined) {
+          try {
+            return (await pool.use(c => c.all(`CALL ${procedure}(${params.map(() => '?').join(', ')})`, params)))[0];
+          } catch (e) {
+            // Dropped meanwhile (1305), or another user's, whom we may not call.
+            if ((e as { errno?: number }).errno === 1305) names.delete(text);
+            else if (failureOf('mysql', e) === 'denied') routines = false;
+            throw e;
+          }
+        }
+      }
+      if (!blocks) throw new Error('no compound statements');
+      try {
+        return (await pool.use(c => c.all(`BEGIN NOT ATOMIC ${body} END`, params)))[0];
+      } catch (e) {
+        if ((e as { errno?: number }).errno === 1064) blocks = false;
+        throw e;
+      }
+    },
+    async drop(c) {
+      for (const name of await listed(c)) await c.run(`DROP PROCEDURE IF EXISTS ${name}`, []);
+      names.clear();
+      known = undefined;
+    },
+  };
+}
