@@ -1,11 +1,13 @@
 /**
- * Steadfs and the Go client (`juicefs`, when on PATH) side by side, in turn, on fresh SQLite volumes with data in a local directory:
+ * Steadfs and the Go client (`juicefs`, when on PATH) side by side, in turn, on fresh volumes; on SQLite with data in a local directory when
+ * nothing else is said:
  *
- *   node bench/run.ts [fsmeter] [felt] [idle]   [--rounds N] [--scale S] [--write] [--client steadfs] [--options FLAGS]
+ *   node bench/run.ts [fsmeter] [felt] [idle] [mounts]   [--rounds N] [--scale S] [--write] [--client steadfs] [--options FLAGS]
+ *     [--meta sqlite,redis,postgres,mariadb] [--store file,s3] [--processes 1,8]
  *
  * fsmeter: rates of system calls with one and with eight processes (compiled from ../shared/tools/fsmeter.c, or from $FSMETER), against the
- * goals; felt: workloads as people meet them (workload.ts), --scale 1 for full size; idle: memory and CPU of a mount that nobody uses,
- * CPU per operation. --write puts the tables into RESULTS.md, with date and command.
+ * goals; mounts: sixteen mounts of one volume, each at work in its own directory, rates summed (not on SQLite); felt: workloads as people
+ * meet them (workload.ts), --scale 1 for full size; idle: memory and CPU of a mount that nobody uses, CPU per operation. --write puts the tables into RESULTS.md, with date and command.
  */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -13,6 +15,7 @@ import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { abortMount, type Client, missing, openVolume, type Volume } from '../packages/steadfs/test/support/volume.ts';
 import { execute, onPath } from '../suites/harness.ts';
+import { type Backend, type DatabaseName, type StoreName, startBackend } from './backends.ts';
 import { machine, record } from './results.ts';
 
 const ROOT = resolve(import.meta.dirname, '..');
@@ -32,6 +35,25 @@ const GOALS_ONE: Record<string, number> = {
   'rewrite8K/s': 50,
   'append4K_fsync/s': 1,
 };
+/** On network databases and S3: what is given, of one process and of eight. */
+const MUTATIONS = ['create/s', 'rename/s', 'unlink/s', 'mkdir/s'];
+function networkGoals(database: DatabaseName, store: StoreName, processes: number): Record<string, number> {
+  const goals: Record<string, number> = {};
+  const mutations = database === 'redis' ? (processes === 1 ? 3 : 2) : 2;
+  for (const name of MUTATIONS) goals[name] = mutations;
+  goals['stat/s'] = database === 'redis' ? (processes === 1 ? 3 : 2) : 1.5;
+  goals['open/s'] = database === 'redis' && processes > 1 ? 2 : 1.5;
+  if (processes > 1) return goals;
+  goals['seqwrite_MiB/s'] = 1.2;
+  goals['seqread_MiB/s'] = 1.2;
+  if (store === 's3') {
+    goals['write100K/s'] = 2;
+    goals['read100K/s'] = 2;
+  }
+  return goals;
+}
+const MOUNTS = 16;
+
 const GOALS_EIGHT: Record<string, number> = {
   'create/s': 3,
   'stat/s': 3,
@@ -111,6 +133,9 @@ async function main(): Promise<number> {
       client: { type: 'string' },
       options: { type: 'string', default: '' },
       only: { type: 'string' },
+      meta: { type: 'string', default: 'sqlite' },
+      store: { type: 'string', default: 'file' },
+      processes: { type: 'string', default: '1,8' },
       write: { type: 'boolean', default: false },
     },
   });
@@ -126,11 +151,49 @@ async function main(): Promise<number> {
   const rounds = Number(values.rounds);
   const command = `node bench/run.ts ${process.argv.slice(2).join(' ')}`;
   let failed = 0;
+  for (const database of values.meta.split(',') as DatabaseName[]) {
+    for (const store of values.store.split(',') as StoreName[]) {
+      const backend = await startBackend(database, store);
+      if ('missing' in backend) {
+        console.log(`skipped: ${database} and ${store}: ${backend.missing}`);
+        continue;
+      }
+      try {
+        failed += await measureOn(backend, { parts, clients, scratch, scale, rounds, command, values });
+      } finally {
+        await backend.stop();
+      }
+    }
+  }
+  rmSync(scratch, { recursive: true, force: true });
+  return failed > 0 ? 1 : 0;
+}
+
+interface Run {
+  parts: string[];
+  clients: Client[];
+  scratch: string;
+  scale: number;
+  rounds: number;
+  command: string;
+  values: { options: string; only?: string; write: boolean; processes: string };
+}
+
+/** Everything asked for, on one database and store; the number of programs that failed. */
+async function measureOn(backend: Backend, run: Run): Promise<number> {
+  const { parts, clients, scratch, scale, rounds, command, values } = run;
+  const { label, database, store } = backend;
+  const sqlite = database === 'sqlite';
+  let failed = 0;
   const volumes = new Map<Client, Volume>();
-  const fresh = (client: Client): Volume => {
+  const fresh = async (client: Client): Promise<Volume> => {
     volumes.get(client)?.close();
+    const meta = await backend.meta();
+    const storage = backend.storage();
     const volume = openVolume({
       client,
+      ...(meta === undefined ? {} : { meta }),
+      ...(storage === undefined ? {} : { storage }),
       mount: client === 'steadfs' ? values.options.split(' ').filter(w => w !== '') : [],
     });
     volumes.set(client, volume);
@@ -158,7 +221,7 @@ async function main(): Promise<number> {
     args: (dir: string) => string[],
     timeout: number,
   ): Promise<Record<string, number> | undefined> => {
-    const volume = volumes.get(client) ?? fresh(client);
+    const volume = volumes.get(client) ?? (await fresh(client));
     const outcome = await execute(program, args(volume.dir), { timeout });
     if (outcome.code === 0) {
       const line = outcome.output
@@ -172,7 +235,7 @@ async function main(): Promise<number> {
       `FAILED ${client}: ${program.split('/').at(-1)} ${args('DIR').slice(0, 3).join(' ')}: ${outcome.timedOut ? 'did not end' : `exit ${outcome.code}`}\n${outcome.output.slice(-600)}`,
     );
     abortMount(volume.dir);
-    fresh(client);
+    await fresh(client);
     return undefined;
   };
   try {
@@ -180,7 +243,7 @@ async function main(): Promise<number> {
       const samples: Samples = {};
       for (let round = 0; round < rounds; round++)
         for (const client of clients) {
-          const volume = fresh(client);
+          const volume = await fresh(client);
           await new Promise(wake => setTimeout(wake, 4000));
           const before = usage(volume);
           await new Promise(wake => setTimeout(wake, 5000));
@@ -203,7 +266,7 @@ async function main(): Promise<number> {
               'resident after 12,000 operations_MiB': end.resident,
             });
         }
-      publish('Idle mount, CPU per operation', samples, {});
+      publish(sqlite ? 'Idle mount, CPU per operation' : `Idle mount, CPU per operation, ${label}`, samples, {});
     }
     if (parts.includes('fsmeter')) {
       const program = await compileFsmeter(scratch);
@@ -213,8 +276,9 @@ async function main(): Promise<number> {
           [1, 2000, 512, GOALS_ONE],
           [8, 500, 64, GOALS_EIGHT],
         ] as const) {
+          if (!values.processes.split(',').includes(String(processes))) continue;
           const samples: Samples = {};
-          for (const client of clients) fresh(client);
+          for (const client of clients) await fresh(client);
           for (let round = 0; round < rounds; round++)
             for (const client of clients) {
               const size = [
@@ -225,12 +289,60 @@ async function main(): Promise<number> {
               const figures = await measure(client, program, dir => [dir, ...size.map(String)], 300_000);
               if (figures) add(samples, client, figures);
             }
-          publish(`fsmeter, SQLite, ${processes === 1 ? 'one process' : `${processes} processes`}`, samples, goals);
+          const heading = `fsmeter, ${label}, ${processes === 1 ? 'one process' : `${processes} processes`}`;
+          publish(heading, samples, sqlite && store === 'file' ? goals : networkGoals(database, store, processes));
         }
+    }
+    if (parts.includes('mounts') && !sqlite) {
+      const program = await compileFsmeter(scratch);
+      if (!program) console.log('skipped: mounts: ../shared/tools/fsmeter.c or gcc is missing');
+      else {
+        const samples: Samples = {};
+        for (let round = 0; round < rounds; round++)
+          for (const client of clients) {
+            const first = await fresh(client);
+            const others: Volume[] = [];
+            try {
+              for (let i = 1; i < MOUNTS; i++) others.push(openVolume({ client, meta: first.meta, format: 'there' }));
+              const sizes = [1, Math.max(50, Math.round(1000 * scale)), 1].map(String);
+              const outcomes = await Promise.all(
+                [first, ...others].map(v => execute(program, [v.dir, ...sizes], { timeout: 300_000 })),
+              );
+              const sum: Record<string, number> = {};
+              for (const outcome of outcomes) {
+                const line = outcome.output.split('\n').find(l => l.startsWith('{'));
+                if (outcome.code !== 0 || line === undefined) {
+                  failed++;
+                  console.log(
+                    `FAILED ${client}: one of ${MOUNTS} mounts: exit ${outcome.code}\n${outcome.output.slice(-300)}`,
+                  );
+                  continue;
+                }
+                const figures = JSON.parse(line) as Record<string, number>;
+                for (const name of [
+                  'create/s',
+                  'stat/s',
+                  'open/s',
+                  'chmod/s',
+                  'rename/s',
+                  'unlink/s',
+                  'mkdir/s',
+                  'rmdir/s',
+                ])
+                  sum[name] = (sum[name] ?? 0) + figures[name]!;
+              }
+              add(samples, client, sum);
+            } finally {
+              for (const volume of others) volume.close();
+            }
+          }
+        const goals = Object.fromEntries([...MUTATIONS, 'rmdir/s', 'stat/s'].map(name => [name, 2]));
+        publish(`${MOUNTS} mounts, ${label}, each in its own directory`, samples, goals);
+      }
     }
     if (parts.includes('felt')) {
       const samples: Samples = {};
-      for (const client of clients) fresh(client);
+      for (const client of clients) await fresh(client);
       for (let round = 0; round < rounds; round++)
         for (const workload of ['untar', 'npm', 'ls', 'checkpoint', 'randomReads', 'besideWriter', 'rewrite']) {
           if (values.only && values.only !== workload) continue;
@@ -254,7 +366,7 @@ async function main(): Promise<number> {
         }
       for (const client of clients)
         add(samples, client, { 'resident afterwards_MiB': usage(volumes.get(client)!).resident });
-      publish(`What people feel, scale ${scale}`, samples, {});
+      publish(sqlite ? `What people feel, scale ${scale}` : `What people feel, ${label}, scale ${scale}`, samples, {});
     }
   } finally {
     for (const volume of volumes.values()) {
@@ -264,9 +376,8 @@ async function main(): Promise<number> {
         console.log(`FAILED ${volume.client}: ${fault}`);
       }
     }
-    rmSync(scratch, { recursive: true, force: true });
   }
-  return failed > 0 ? 1 : 0;
+  return failed;
 }
 
 process.exitCode = await main();
