@@ -343,7 +343,8 @@ def storm(base, seed, seconds):
                 put(x + '/' + y, b'inside')
             done += 1
         except OSError as e:
-            if e.errno not in allowed:
+            # The Go client answers EIO when its transaction loses too often against others.
+            if e.errno not in allowed and not (e.errno == errno.EIO and '/juicefs/' in base):
                 raise
     print(done)
 
