@@ -169,7 +169,7 @@ export interface ServiceSettings<Warm> {
   sections?: readonly { name: string; version: number }[];
   /** Whatever is slow and can fail: connects the engine, checks the store. A rejection ends this process; in an upgrade the old service goes on, and its message is the reason that replaceMount() gives. */
   prepare(preparation: Preparation): Promise<Warm>;
-  /** Serves until the mount has ended. A rejection is a crash: the keeper starts another service. */
+  /** Serves until the mount has ended; that may be so already, and what the capsule holds is to be stored. A rejection is a crash: the keeper starts another service. */
   serve(start: Start, warm: Warm): Promise<void>;
   /** A successor is ready and about to kill this process: stop reading, finish what takes no time. It is killed after 10 ms at the latest; or, if the successor fails, `resume` is called. */
   yielding?(): Promise<void> | void;

@@ -452,7 +452,6 @@ async function adoptAndServe<Warm>(
   // A thread that reclaims memory must not wait for our own mount; inherited by threads that are made from now on. Needs CAP_SYS_RESOURCE.
   sys.prctl(sys.PR_SET_IO_FLUSHER, 1);
   setOomScore(process.pid, -900);
-  if (ended(FD_FUSE)) throw new Exit(EXIT_ENDED, 'the mount has ended');
 
   const lock = (): void => {
     try {
@@ -518,6 +517,8 @@ async function adoptAndServe<Warm>(
     throw error;
   }
   const fresh = before === undefined || before.takeovers.length === 0;
+  // Unmounted while no service ran, or the one before died over it: what programs wrote is in the capsule, and is brought home.
+  if (ended(FD_FUSE) && (upgrade || fresh)) throw new Exit(EXIT_ENDED, 'the mount has ended');
   const why: Takeover['why'] = upgrade ? 'upgrade' : fresh ? 'mount' : mode === 'systemd' ? 'systemd' : 'crash';
   const extend = notify && setInterval(() => notify.extendTimeout(20_000), 10_000);
   extend?.unref();

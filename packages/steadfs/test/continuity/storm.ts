@@ -340,8 +340,8 @@ export async function storm(options: StormOptions): Promise<Report> {
   for (const p of running) if (p.state === 'stopped') p.child.send('verify');
   await wait('verification', p => p.state === 'done', alive ? 600_000 : 5000);
   for (const p of running) if (p.state !== 'dead') p.child.kill('SIGKILL');
+  // Of programs that did not end the share is not known.
   for (const [how, { added, found }] of counters)
-    // Of programs that did not end the share is not known.
     if (alive && added !== found) {
       report.wrong++;
       report.texts.push(`${how}: ${added} increments under the lock, and the counter is ${found}`);
