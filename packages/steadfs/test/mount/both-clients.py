@@ -4,7 +4,7 @@
   describe DIR                       one JSON line per path below DIR, contents as a hash, the trash included
   fixture DIR                        the same in the form of the fixtures' expected.jsonl, with few processes
   share A B SEED SECONDS             files written through one mount and read through the other after each close, against a model
-  storm DIR SEED SECONDS             names made, linked, renamed and removed at random
+  storm DIR SEED SECONDS             names made, linked, renamed and removed at random; says how many calls and how many renames with EIO
   locks A B                          flock and fcntl locks seen by the other mount, and waiters woken
   hold FILE FILE                     holds locks of both kinds on both, says so, until it is killed
   count FILE KIND TIMES              adds 1 to the number in FILE under a lock, TIMES times
@@ -319,7 +319,7 @@ def storm(base, seed, seconds):
     rnd = random.Random(seed)
     os.chdir(base)
     end = time.time() + seconds
-    done = 0
+    done = lost = 0
     allowed = {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EINVAL, errno.ELOOP, errno.ESTALE, errno.EMLINK, errno.EBADF}
     while time.time() < end:
         x, y = 'n%d' % rnd.randrange(25), 'n%d' % rnd.randrange(25)
@@ -343,10 +343,12 @@ def storm(base, seed, seconds):
                 put(x + '/' + y, b'inside')
             done += 1
         except OSError as e:
-            # The Go client answers EIO when its transaction loses too often against others.
-            if e.errno not in allowed and not (e.errno == errno.EIO and '/juicefs/' in base):
+            # A rename of the Go client on SQL databases, see the test.
+            if e.errno == errno.EIO and 3 <= k < 5:
+                lost += 1
+            elif e.errno not in allowed:
                 raise
-    print(done)
+    print(done, lost)
 
 
 def locks(a, b):

@@ -7,7 +7,7 @@
  */
 import assert from 'node:assert/strict';
 import { execFile, spawn, spawnSync } from 'node:child_process';
-import { chmodSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, describe, it } from 'node:test';
@@ -246,15 +246,26 @@ for (const engine of wanted) {
       const shared = join(ours, 'storm');
       assert.equal(spawnSync('mkdir', [shared], { timeout: 10_000 }).status, 0);
       await wait(1100);
-      const counts = await Promise.all([
+      const results = await Promise.all([
         calls('share', go, ours, seed, LOAD),
         calls('share', ours, go, seed + 1, LOAD),
         ...[go, ours, go, ours].map((m, i) => calls('storm', join(m, 'storm'), seed * 10 + i, LOAD)),
       ]);
-      console.log(`# ${name}: ${counts.map(c => c.trim()).join(', ')} checked files and changes of names`);
+      const counts = results.map(r => r.trim().split(' ').map(Number));
+      console.log(`# ${name}: ${counts.map(c => c[0]).join(', ')} checked files and changes of names`);
       assert.ok(
-        counts.every(c => Number(c) > 0),
-        String(counts),
+        counts.every(c => c[0]! > 0),
+        String(results),
+      );
+      // The Go client reads an entry without a lock and gives a rename up (EIO, in its log "delete src failed") when another client, its own
+      // kind too, takes the entry away before it deletes it: on PostgreSQL two Go clients alone lose about one rename of a hundred so.
+      const [goLost, oursLost] = [2, 3].map(i => counts[i]![1]! + counts[i + 2]![1]!);
+      assert.equal(oursLost, 0, 'renames with EIO by Steadfs');
+      const told =
+        readFileSync(join(base, 'juicefs.log'), 'utf8').split('<ERROR>: error: delete src failed').length - 1;
+      assert.ok(
+        goLost! <= (name === 'postgres' || name === 'mariadb' ? told : 0),
+        `${goLost} renames with EIO, ${told} told`,
       );
       for (const kind of ['flock', 'fcntl']) {
         const file = `counter-${kind}`;
@@ -272,7 +283,17 @@ for (const engine of wanted) {
       sameTree(await described(go), await described(ours), 'after the loads, the Go client’s view and ours');
       // What a client says of a tree: its own command through its own mount, directory statistics flushed meanwhile.
       const summary = (client: Client): string =>
-        run(client, 'summary', '--csv', '--depth', '3', '--entries', '100', '--strict', join(point(client), 'share-1'))
+        run(
+          client,
+          'summary',
+          '--csv',
+          '--depth',
+          '3',
+          '--entries',
+          '100',
+          '--strict',
+          join(point(client), `share-${seed}`),
+        )
           .split('\n')
           .filter(l => /^[^<]*,/.test(l))
           .sort()
