@@ -189,11 +189,11 @@ async function measureOn(backend: Backend, run: Run): Promise<number> {
   const fresh = async (client: Client): Promise<Volume> => {
     volumes.get(client)?.close();
     const meta = await backend.meta();
-    const storage = backend.storage();
+    const store = backend.storage();
     const volume = openVolume({
       client,
       ...(meta === undefined ? {} : { meta }),
-      ...(storage === undefined ? {} : { storage }),
+      ...(store === undefined ? {} : { store }),
       mount: client === 'steadfs' ? values.options.split(' ').filter(w => w !== '') : [],
     });
     volumes.set(client, volume);

@@ -17,7 +17,7 @@ import type { Attr } from '../format/attr.ts';
 import type { Ino } from '../format/ino.ts';
 import { CHUNK_SIZE } from '../format/slice.ts';
 import { now } from '../meta/clock.ts';
-import { type MetaEngine, OpKind, SESSION_LOST, type TimeSet, type WriteResult } from '../meta/engine.ts';
+import { type MetaEngine, OpKind, type TimeSet, type WriteResult } from '../meta/engine.ts';
 import { type BlockLayout, blockCount, blockKey } from './blocks.ts';
 import type { BlockCache, Segment } from './cache.ts';
 import type { ChunkLists } from './chunk-lists.ts';
@@ -752,7 +752,7 @@ export function createWriter(options: WriterOptions): Writer {
       },
       (error: unknown) => {
         const errno = (error as Errno).errno;
-        if (slice.dropped || FINAL.has(errno) || (error as Errno).cause === SESSION_LOST) {
+        if (slice.dropped || FINAL.has(errno)) {
           if (errno !== ENOENT.errno && !slice.dropped) refuse(file, error as Errno);
           if (!slice.dropped) options.warn(`slice ${slice.id} of inode ${file.ino} was refused: ${text(error)}`);
           discard(slice);
