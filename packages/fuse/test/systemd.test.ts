@@ -48,7 +48,7 @@ test('messages and their fds', () => {
 
 test('fd store: kill -9 is a recovery, a restart an upgrade, an unmount empties the store', {
   skip,
-  timeout: 60_000,
+  timeout: 240_000,
 }, async () => {
   const scratch = mkdtempSync(join(tmpdir(), 'steadfs-store-'));
   const dir = join(scratch, 'm');
@@ -63,7 +63,7 @@ test('fd store: kill -9 is a recovery, a restart an upgrade, an unmount empties 
     );
     const first = (await mountState(dir))!;
     assert.equal(first.keeper, undefined);
-    execFileSync('sh', ['-c', `echo hello >${dir}/a`], { timeout: 5000 });
+    execFileSync('sh', ['-c', `echo hello >${dir}/a`], { timeout: 60_000 });
     for (let i = 0; i < 4; i++) {
       const { service } = (await mountState(dir))!;
       const reader = sleep(20).then(async () => {
@@ -81,7 +81,7 @@ test('fd store: kill -9 is a recovery, a restart an upgrade, an unmount empties 
     assert.equal(state.service!.version, '1.0.3');
     // No other starter may replace it.
     assert.throws(
-      () => execFileSync(process.execPath, [notes, 'upgrade', dir], { timeout: 10_000, stdio: 'pipe' }),
+      () => execFileSync(process.execPath, [notes, 'upgrade', dir], { timeout: 60_000, stdio: 'pipe' }),
       (e: Error & { stderr?: Buffer }) => /systemd/.test(String(e.stderr)),
     );
     await endMount(dir);

@@ -112,7 +112,7 @@ export class Manager {
     this.#restarting = false;
   }
 
-  async until(what: string, seen: () => boolean, timeout = 30_000): Promise<void> {
+  async until(what: string, seen: () => boolean, timeout = 60_000): Promise<void> {
     const end = performance.now() + timeout;
     for (;;) {
       this.read();
