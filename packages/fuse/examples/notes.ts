@@ -10,6 +10,7 @@
  * the journal record of the request's slot says what is to be done, stored with one last word; then it is done, in steps that can be repeated; then it is marked done
  * with its result. A new process finishes what was decided, and a request that comes again (same op) finds its result.
  */
+import { existsSync } from 'node:fs';
 import {
   type Capsule,
   EEXIST,
@@ -285,6 +286,24 @@ export function notes(capsule: Capsule): FileSystem & { readonly count: number }
   };
 }
 
+/** For the tests: `create` of the name "poison" throws or aborts; of "slow" waits for the file `go`. */
+function faultyCreate(fileSystem: FileSystem, how: string, go: string): void {
+  const { create } = fileSystem;
+  if (!create) return;
+  fileSystem.create = async (ctx, parent, name, mode, umask, flags, kill) => {
+    const text = Buffer.from(name).toString();
+    if (text === 'poison') {
+      if (how === 'abort') process.abort();
+      setImmediate(() => {
+        throw new Error('poison');
+      });
+      return new Promise<never>(() => {});
+    }
+    while (text === 'slow' && !existsSync(go)) await new Promise(resolve => setTimeout(resolve, 5));
+    return create.call(fileSystem, ctx, parent, name, mode, umask, flags, kill);
+  };
+}
+
 if (import.meta.main) {
   const [command, mountPoint = ''] = process.argv.slice(2);
   const common = {
@@ -317,11 +336,12 @@ if (import.meta.main) {
         if (fault === 'hang') await new Promise(resolve => setTimeout(resolve, 60_000));
         if (fault === 'restart' && why === 'crash') throw new Error('it will not start again');
       },
-      async serve({ fd, capsule, serving, why, launch }) {
+      async serve({ fd, capsule, serving, why, launch, before }) {
         const { fault } = launch.options as { fault?: string };
         if (fault === 'after-commit' && why === 'upgrade') process.kill(process.pid, 'SIGKILL');
         const fileSystem = notes(capsule);
-        session = serve({ fd, capsule, fileSystem });
+        if (fault?.startsWith('create-')) faultyCreate(fileSystem, fault.slice('create-'.length), `${launch.log}.go`);
+        session = serve({ fd, capsule, fileSystem, before });
         await session.start();
         serving({ notes: fileSystem.count, ...session.stats.adopted });
         await session.done;

@@ -9,6 +9,7 @@
  * - the service has ended with the mount (state line `ended`): the keeper exits. Code 0 alone is a crash like others (a loop that ran empty).
  * - killed (code 137) at any time, however often: started again at once.
  * - crashed by itself after it had served: at once; from the fifth crash within a second after starting on after 0.2 s, from the twentieth on after 1 s.
+ *   The next service is told pid and code (STEADFS_ENDED): requests that crash it are counted, see session.ts.
  * - did not get as far as serving: after 0, 0.1, 0.2, 0.5, 1, 2, 5, 5, … s (far below the kernel's hung-task limit of 120 s). The state line says `waiting: …`, the mount waits, umount and
  *   `umount -f` work (both are the kernel's). From the third time on it exits when the mount is gone from mountinfo: then nobody can be waiting but users of a lazily
  *   unmounted tree, whom no service can be started for.
@@ -54,7 +55,7 @@ mounted() {
   return 1
 }
 seconds() { read -r now _ </proc/uptime; now=\${now%%.*}; }
-failures=0 quick=0 locked=0
+failures=0 quick=0 locked=0 ended=
 while :; do
   if [ "$mode" = watch ]; then
     while :; do
@@ -67,7 +68,7 @@ while :; do
   else
     echo starting >/proc/self/fd/${FD_STATE}
     seconds; started=$now
-    STEADFS_START=$mode STEADFS_KEEPER=$$ "$@" </dev/null &
+    STEADFS_START=$mode STEADFS_KEEPER=$$ STEADFS_ENDED=$ended "$@" </dev/null &
     child=$!
     exec ${FD_REPORT}>&-
     while :; do
@@ -77,6 +78,7 @@ while :; do
     done
     first=$mode
   fi
+  ended="$child $code"
   child=0 mode=crash
   read -r state </proc/self/fd/${FD_STATE}
   delay=0
@@ -115,7 +117,8 @@ const ENVIRONMENT =
 export function passedEnvironment(env: NodeJS.ProcessEnv = process.env): Record<string, string> {
   const result: Record<string, string> = {};
   for (const [name, value] of Object.entries(env))
-    if (value !== undefined && ENVIRONMENT.test(name) && !/^STEADFS_(START|KEEPER)$/.test(name)) result[name] = value;
+    if (value !== undefined && ENVIRONMENT.test(name) && !/^STEADFS_(START|KEEPER|ENDED)$/.test(name))
+      result[name] = value;
   return result;
 }
 

@@ -55,6 +55,22 @@ export const EXIT_LOCKED = 75;
 /** Cannot serve, and trying again at once is of no use (capsule of a newer version, bad option). */
 export const EXIT_REFUSED = 78;
 
+/** How a service has ended: what its keeper tells the next one (STEADFS_ENDED: pid, exit code of the shell). */
+export interface Ended {
+  pid: number;
+  code: number;
+}
+
+export function readEnded(text: string | undefined): Ended | undefined {
+  const [pid, code] = (text ?? '').split(' ').map(Number);
+  return pid && code !== undefined ? { pid, code } : undefined;
+}
+
+/** SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV: nobody sends these from outside. An uncaught exception is told by the capsule (slots.ts), its exit code 1 has other causes as well. */
+export function diedOfItself(code: number): boolean {
+  return [132, 133, 134, 135, 136, 139].includes(code);
+}
+
 export type Report =
   | { event: 'started'; service: number }
   | { event: 'committing' }

@@ -11,6 +11,7 @@
  * see {@link import('./launch.ts')}.
  */
 import type { OpenCapsule } from './capsule.ts';
+import type { Ended } from './launch.ts';
 
 /** Options of mount(2); what the kernel fixes for the life of the mount. */
 export interface MountOptions {
@@ -155,6 +156,8 @@ export interface Start {
   capsule: OpenCapsule;
   launch: Launch;
   why: Takeover['why'];
+  /** How the service before has ended, when a keeper has seen it: to be passed on to `serve()` of session.ts, which counts crashes. */
+  before: Ended | undefined;
   /** Says that requests are being answered: ends the pause, tells starter and systemd. */
   serving(carriedOver?: Record<string, number>): void;
   /** What keeps requests waiting at the moment, for {@link MountState}; at most the first eight are kept. */

@@ -42,6 +42,7 @@ import {
 import {
   createLaunch,
   createState,
+  type Ended,
   EXIT_ENDED,
   EXIT_LOCKED,
   EXIT_REFUSED,
@@ -55,6 +56,7 @@ import {
   type HeldFds,
   holdsCapsule,
   type Report,
+  readEnded,
   readLaunch,
   readState,
   runtimeDirectory,
@@ -401,6 +403,8 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
   }
   if (first) sys.setCloexec(FD_REPORT);
   delete process.env.STEADFS_START;
+  const before = readEnded(process.env.STEADFS_ENDED);
+  delete process.env.STEADFS_ENDED;
   const report = (r: Report): void => {
     if (!first) return;
     const line = Buffer.from(`${JSON.stringify(r)}\n`);
@@ -414,7 +418,7 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
   try {
     report({ event: 'started', service: process.pid });
     faultPoint('adopt.begun', mode);
-    await adoptAndServe(settings, mode, log, report, progress);
+    await adoptAndServe(settings, mode, before, log, report, progress);
     writeState(FD_STATE, 'ended');
     process.exit(EXIT_ENDED);
   } catch (error) {
@@ -440,6 +444,7 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
 async function adoptAndServe<Warm>(
   settings: ServiceSettings<Warm>,
   mode: string,
+  predecessor: Ended | undefined,
   log: NonNullable<ServiceSettings<Warm>['log']>,
   report: (r: Report) => void,
   progress: { served: boolean; committed: boolean },
@@ -654,7 +659,7 @@ async function adoptAndServe<Warm>(
   };
   const late = setTimeout(settle, 1000);
   late.unref();
-  await settings.serve({ fd: FD_FUSE, capsule, launch, why, serving, troubled }, warm);
+  await settings.serve({ fd: FD_FUSE, capsule, launch, why, before: predecessor, serving, troubled }, warm);
   faultPoint('end.served');
 
   // --- The mount has ended

@@ -7,6 +7,11 @@
  * system has read its own sections and claimed its arena runs; `start()`: the spills of slots and parked requests are claimed,
  * `fileSystem.init`, stored replies are written, requests that were taken are handed out again, then the first read(2).
  *
+ * A request that crashes the service (slots.ts counts; a death by SIGKILL or by exit(2) is no crash) is repeated, but not for ever. Those that the file system had when the
+ * service crashed are *suspects*: the next service answers all others first, then hands suspects out one after the other, fewest crashes first, and reads
+ * nothing new meanwhile (both for a bounded time: one may be waiting for something). At the third crash a request is answered EIO, if it was the only one that the
+ * file system had at that crash; else from the ninth on. So a request that was there by chance is answered before it can be blamed.
+ *
  * A method that the file system lacks is answered so (ENOSYS is never sent, nor passed on: the kernel remembers it for the life
  * of the mount, so no later version of the server could offer the call):
  *
@@ -98,7 +103,8 @@ import {
   errnoOf,
 } from './errno.ts';
 import { faultPoint } from './fault.ts';
-import { APPLIED, INTERRUPTED, PARKED_REPLY_MAX, REPLY, SLOTS, Slots } from './slots.ts';
+import { diedOfItself, type Ended } from './launch.ts';
+import { APPLIED, HANDED, INTERRUPTED, PARKED_REPLY_MAX, REPLY, SLOTS, Slots } from './slots.ts';
 import type { Memory } from './sys.ts';
 import type {
   AttrOut,
@@ -239,6 +245,8 @@ export interface ServeOptions {
    * took are asked for again (RESEND); reads and look-ups among them are carried out, mutations answered EIO, since their outcome is unknown.
    */
   orphan?: Connection;
+  /** How the process before has ended, as far as its keeper knows: {@link import('./service-types.ts').Start}. */
+  before?: Ended | undefined;
   /** Longest busy poll after a request, microseconds; default 100, 0 = none. */
   spin?: number;
   log?: Log;
@@ -897,6 +905,20 @@ const ENODEV_WRITE = -19;
 const FORGET_SLICE = 256;
 /** What a request in flight has after the unmount to come to its end, before `destroy`. */
 const LAST_CALLS = 1000;
+/** Crashes after which a request is answered EIO: when it was alone at the last one; when it was not. */
+const CRASHES_ALONE = 3;
+const CRASHES_IN_COMPANY = 9;
+/** A suspect is alone for so long at most, and all others are waited for so long before the first one, ms. */
+const ALONE_MS = 1000;
+/** Nothing new is read for so long at most while there are suspects, ms. */
+const HOLD_MS = 3000;
+
+/** Connections of this process, for the word in their capsules. */
+const serving = new Set<Slots>();
+
+function noteCrash(): void {
+  for (const slots of serving) slots.crashing();
+}
 
 class Server implements Session, Receiver {
   readonly slots: Slots;
@@ -989,9 +1011,16 @@ class Server implements Session, Receiver {
       this.slots.clearLanding();
     }
     this.#claimSpills();
+    const { slots } = this;
+    const { before } = this.#options;
+    const crash = slots.crashed || (before?.pid === slots.server && diedOfItself(before.code));
+    const handed = slots.settleHanded(crash);
+    slots.serving();
+    if (serving.size === 0) process.on('uncaughtExceptionMonitor', noteCrash);
+    serving.add(slots);
     faultPoint('adopt.claimed');
     if (this.connection) await this.#fs.init?.(this.connection, this.notify);
-    this.#replay();
+    this.#replay(crash && handed === 1);
     if (this.slots.landedLength !== 0) this.received(this.slots.landedLength, true);
     this.device.start();
     if (this.#options.orphan) await this.notify.resend();
@@ -1042,8 +1071,8 @@ class Server implements Session, Receiver {
     }
   }
 
-  /** Answers APPLIED slots again, hands TAKEN ones out again, queues what is parked. */
-  #replay(): void {
+  /** Answers APPLIED slots again, hands TAKEN ones out again, queues what is parked. `alone`: the process before has crashed with a single request. */
+  #replay(alone: boolean): void {
     const { slots } = this;
     const { slots: table, parked } = slots;
     const taken: number[] = [];
@@ -1077,10 +1106,69 @@ class Server implements Session, Receiver {
     this.#queue = waiting;
     this.#adopted.repeated = taken.length;
     faultPoint('adopt.before-replay');
-    for (const k of taken) this.#dispatch(k, true);
+    for (const k of taken)
+      if (slots.crashes(k) === 0) this.#dispatch(k, true);
+      else this.#suspects.push(k);
     faultPoint('adopt.replayed');
     this.#pump();
+    if (this.#suspects.length > 0) this.#suspect(alone);
   }
+
+  // --- Requests that were there when the service crashed --------------------------------------------------------------
+
+  /** Slots of suspects that were not handed out yet. */
+  #suspects: number[] = [];
+  /** The suspect that was handed out last, and when (before the first: when the waiting for the others began), ms. */
+  #alone: Request | undefined;
+  #aloneSince = 0;
+  #holdUntil = 0;
+
+  #suspect(alone: boolean): void {
+    const { slots } = this;
+    const blamed = (k: number): boolean => {
+      const opcode = slots.opcodeOf(slots.slots, k);
+      return slots.crashes(k) >= (alone ? CRASHES_ALONE : CRASHES_IN_COMPANY) && opcode !== OP.INIT;
+    };
+    const order = this.#suspects.sort((a, b) => slots.crashes(a) - slots.crashes(b));
+    this.#suspects = order.filter(k => !blamed(k));
+    for (const k of order) if (blamed(k)) this.#blame(k);
+    this.#aloneSince = performance.now();
+    this.#holdUntil = this.#aloneSince + HOLD_MS;
+    // Behind the start, so that a crash is one of a service that served.
+    setTimeout(this.#nextSuspect, 0);
+  }
+
+  /** Answers a request that has crashed the service too often. */
+  #blame(k: number): void {
+    const request = new Request(this, k);
+    if (this.#foreign.delete(request.spill)) request.dataTaken = true;
+    this.#requests[k] = request;
+    this.working++;
+    const { opcode, nodeid, pid, uid } = request;
+    this.#log(
+      'error',
+      `${opcodeName[opcode] ?? opcode} of inode ${nodeid} (process ${pid}, user ${uid}) has crashed the service ${this.slots.crashes(k)} times: answered EIO, it may have taken effect. ` +
+        'Keep from calling it again, report the crashes that are logged above, and upgrade to a version without the fault',
+    );
+    this.#fail(request, EIO);
+  }
+
+  readonly #nextSuspect = (): void => {
+    for (;;) {
+      if (this.ended) return;
+      const now = performance.now();
+      const current = this.#alone;
+      const busy = current ? !current.answered && current.slot >= 0 : this.working > 0;
+      if (busy && now - this.#aloneSince < ALONE_MS) break;
+      const k = this.#suspects.shift();
+      this.#alone = undefined;
+      if (k === undefined) return;
+      this.#aloneSince = now;
+      this.#dispatch(k, true);
+      this.#alone = this.#requests[k];
+    }
+    setTimeout(this.#nextSuspect, 2);
+  };
 
   #answerParked(p: number): void {
     const { slots, device } = this;
@@ -1108,6 +1196,10 @@ class Server implements Session, Receiver {
   // --- Taking requests ----------------------------------------------------------------------------------------------
 
   ready(): 'ready' | 'soon' | 'blocked' {
+    if (this.#holdUntil !== 0) {
+      if ((this.#suspects.length > 0 || this.#alone) && performance.now() < this.#holdUntil) return 'blocked';
+      this.#holdUntil = 0;
+    }
     if (this.#forgetting) {
       this.#forget();
       if (this.#forgetting) return 'soon';
@@ -1366,7 +1458,10 @@ class Server implements Session, Receiver {
     const { slots } = this;
     request.replay = replay;
     if (slots.flags(slots.slots, k) & INTERRUPTED) request.fired = true;
-    if (replay && this.#foreign.delete(request.spill)) request.dataTaken = true;
+    if (replay) {
+      slots.setFlag(slots.slots, k, HANDED);
+      if (this.#foreign.delete(request.spill)) request.dataTaken = true;
+    }
     this.#requests[k] = request;
     this.working++;
     this.#run(request);
@@ -1672,6 +1767,8 @@ class Server implements Session, Receiver {
   gone(errno: number): void {
     if (this.ended) return;
     this.ended = true;
+    serving.delete(this.slots);
+    if (serving.size === 0) process.off('uncaughtExceptionMonitor', noteCrash);
     if (errno === EPERM.errno || errno === EINVAL.errno)
       this.#log('error', `read of /dev/fuse fails with errno ${errno}`, errnoOf(errno));
     for (const request of this.#requests) request?.fire();

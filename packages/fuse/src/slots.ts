@@ -22,10 +22,15 @@
  *   landing header.len != 0   its id is in a slot or parked: dropped. Incomplete (the canary in the last page it covers is still
  *                             there): the kernel has answered EIO already, dropped. FORGETs go on where `progress` says.
  *                             Else it is taken now
- *   TAKEN                     handed to the file system again, with the same Op
+ *   TAKEN                     handed to the file system again, with the same Op (but see below: requests that crash the service)
  *   APPLIED                   only answered again; ENOENT from the kernel means that it was answered
  *   PARKED                    its id is in a slot too: dropped. Else it is queued for a slot, and gets a new Op there
  *   APPLIED (parked)          only answered again; for replies of at most 8 bytes (a WRITE that waited must not come after a newer one)
+ *
+ * A request that crashes the service would be repeated for ever, so crashes are counted: HANDED in a slot's flags says that the file system has it, and
+ * bits 8..15 hold at how many crashes it had it. The landing record tells who hands requests out (its pid) and whether it has died of an uncaught
+ * exception (a word that is set before it exits); of a death by signal the keeper tells the next service (STEADFS_ENDED). SIGKILL and whatever else comes from
+ * outside never counts. The adopter counts (one store for flag and count of a slot), and hands suspects out last and alone; see session.ts.
  *
  * Pages of the arena are not marked anywhere: who adopts claims those of its records. A WRITE whose data the file system has
  * taken is in the file system's records and in the slot until it is answered; so the file system claims first (before
@@ -56,6 +61,11 @@ export const PARKED = 1;
 export const INTERRUPTED = 1;
 /** Parked before it was handed to the file system. */
 export const QUEUED = 2;
+/** The file system has it (slots only; of no meaning in the parked table). */
+export const HANDED = 4;
+/** Bits 8..15: crashes of the service while the file system had it, since it was read. */
+const CRASHES_SHIFT = 8;
+const CRASHES = 0xff << CRASHES_SHIFT;
 
 // Slot and parked record: state u32 @0, flags u32 @4, seq f64 @8 (exact integer: one aligned store), unique u32 u32 @16 (low, high),
 // request length u32 @24, of that inline u32 @28, arena offset of the spill f64 @32 (-1 = none), its length u32 @40,
@@ -81,11 +91,14 @@ const PARKED_REQUEST_AT = RECORD_HEADER;
 const PARKED_SIZE = PARKED_REQUEST_AT + INLINE;
 
 // Landing record: state u32 @0 (1), progress u32 @4 (forgets already done), run offset f64 @8, canary u32 u32 @16,
-// run length u32 @24 (bytes that were present when the read began), header and first 40 bytes of the body @48..127.
+// run length u32 @24 (bytes that were present when the read began), pid of the process that hands requests out u32 @28 (0: none has),
+// it has died of an uncaught exception u32 @32 (1), header and first 40 bytes of the body @48..127.
 const PROGRESS = 4;
 const RUN = 8;
 const CANARY = 16;
 const RUN_LENGTH = 24;
+const SERVER = 28;
+const CRASHED = 32;
 const LANDING_AT = 48;
 const LANDING_SIZE = 128;
 
@@ -200,6 +213,8 @@ export class Slots {
       landing.u32[CANARY / 4] = (Math.random() * 0x1_0000_0000) >>> 0;
       landing.u32[CANARY / 4 + 1] = (Math.random() * 0x1_0000_0000) >>> 0;
       landing.f64[RUN / 8] = -1;
+      landing.u32[SERVER / 4] = 0;
+      landing.u32[CRASHED / 4] = 0;
       landing.records.setState(0, 1);
     }
     this.#canaryLo = landing.u32[CANARY / 4]!;
@@ -360,9 +375,48 @@ export class Slots {
     return Math.max(0, this.#free.length - RESERVED);
   }
 
-  /** Landing → slot k (acquired). The landing area is free afterwards. */
+  // --- Crashes ----------------------------------------------------------------------------------------------------
+
+  /** Pid of the process that hands requests out. */
+  get server(): number {
+    return this.#landing.u32[SERVER / 4]!;
+  }
+  /** It is dying of an uncaught exception. */
+  get crashed(): boolean {
+    return this.#landing.u32[CRASHED / 4] !== 0;
+  }
+  crashing(): void {
+    this.#landing.u32[CRASHED / 4] = 1;
+  }
+  /** This process hands them out from now on. */
+  serving(): void {
+    this.#landing.u32[SERVER / 4] = process.pid;
+    this.#landing.u32[CRASHED / 4] = 0;
+  }
+
+  /** At adoption: nobody has the requests that are taken. With `crash`, those that the file system had get one more. Answers how many it had. */
+  settleHanded(crash: boolean): number {
+    const { u32, records } = this.slots;
+    let count = 0;
+    for (const k of records.live()) {
+      const at = (k * SLOT_SIZE + FLAGS) / 4;
+      const flags = u32[at]!;
+      if (records.state(k) !== TAKEN || (flags & HANDED) === 0) continue;
+      count++;
+      const crashes = Math.min(0xff, this.crashes(k) + (crash ? 1 : 0));
+      u32[at] = (flags & ~(HANDED | CRASHES)) | (crashes << CRASHES_SHIFT);
+    }
+    return count;
+  }
+
+  /** How often the service has crashed while the file system had the request of slot k. */
+  crashes(k: number): number {
+    return (this.slots.u32[(k * SLOT_SIZE + FLAGS) / 4]! & CRASHES) >>> CRASHES_SHIFT;
+  }
+
+  /** Landing → slot k (acquired), to be handed out at once. The landing area is free afterwards. */
   take(k: number): void {
-    this.#store(this.slots, k, this.slots.f64[(k * SLOT_SIZE + SEQ) / 8]! + 1, 0, 0);
+    this.#store(this.slots, k, this.slots.f64[(k * SLOT_SIZE + SEQ) / 8]! + 1, HANDED, 0);
     this.slots.records.setState(k, TAKEN);
     this.clearLanding();
   }
@@ -441,10 +495,11 @@ export class Slots {
     return p;
   }
 
-  /** Parked p → slot k (acquired), with a new seq. */
+  /** Parked p → slot k (acquired), with a new seq, for the file system. */
   unpark(p: number, k: number): void {
     this.#move(this.parked, p, this.slots, k, this.seq(k) + 1);
-    this.slots.u32[(k * SLOT_SIZE + FLAGS) / 4]! &= ~QUEUED;
+    const at = (k * SLOT_SIZE + FLAGS) / 4;
+    this.slots.u32[at] = (this.slots.u32[at]! & ~QUEUED) | HANDED;
     this.slots.records.setState(k, TAKEN);
     this.freeParked(p);
   }

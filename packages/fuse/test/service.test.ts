@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { getPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -355,6 +355,72 @@ test(
       await unmount(m.dir);
       await until('the keeper ends', () => !alive(last.keeper!.pid));
     }),
+);
+
+/** touch(1) in a mount; killed when the test ends. */
+function touch(path: string): { child: ChildProcess; ended: Promise<[number | null, string]> } {
+  const child = spawn('touch', [path], { stdio: ['ignore', 'ignore', 'pipe'], cwd: '/' });
+  children.add(child);
+  let said = '';
+  child.stderr.on('data', text => {
+    said += text;
+  });
+  return { child, ended: once(child, 'close').then(([code]) => [code as number | null, said]) };
+}
+
+for (const how of ['throw', 'abort'])
+  test(
+    `a request that crashes the service (${how}) gets EIO at the third crash, all others are answered`,
+    {
+      skip,
+      timeout: 240_000,
+    },
+    () =>
+      mounted(
+        `poison-${how}`,
+        async m => {
+          m.run('mount', { STEADFS_NOTES_FAULT: `create-${how}` });
+          const loads = ['a', 'b', 'c'].map(id => startLoad(m.dir, id));
+          const [code, said] = await touch(join(m.dir, 'poison')).ended;
+          assert.equal(code, 1);
+          assert.match(said, /Input\/output error/);
+          await endLoads(loads, `a request that crashes the service (${how})`);
+          const crashes = (await m.state()).takeovers.filter(t => t.why === 'crash').length;
+          console.log(`${crashes} crashes`);
+          assert.ok(crashes >= 3 && crashes <= 9, `${crashes} crashes`);
+          const blames = readFileSync(m.log, 'utf8')
+            .split('\n')
+            .filter(line => line.includes('has crashed the service'));
+          assert.equal(blames.length, 1);
+          assert.match(blames[0]!, /CREATE of inode 1 .*answered EIO.*upgrade/);
+          assert.deepEqual(await touch(join(m.dir, 'good')).ended, [0, '']);
+        },
+        '',
+      ),
+  );
+
+test('ten kill -9 from outside do not fail a slow request', { skip, timeout: 240_000 }, () =>
+  mounted(
+    'slow',
+    async m => {
+      m.run('mount', { STEADFS_NOTES_FAULT: 'create-throw' });
+      const slow = touch(join(m.dir, 'slow'));
+      let pid = 0;
+      for (let i = 0; i <= 10; i++) {
+        const next = await until('a service that has the request', async () => {
+          const s = await m.state();
+          return s.state === 'serving' && s.service && s.service.pid !== pid && s.waiting === 1 && s;
+        });
+        pid = next.service!.pid;
+        if (i > 0) assert.equal(next.takeovers.at(-1)!.carriedOver.repeated, 1);
+        assert.equal(slow.child.exitCode, null);
+        if (i < 10) sys.kill(pid, sys.SIGKILL);
+      }
+      writeFileSync(`${m.log}.go`, '');
+      assert.deepEqual(await slow.ended, [0, '']);
+    },
+    '',
+  ),
 );
 
 test('two starters: the second one goes', { skip, timeout: 240_000 }, () =>

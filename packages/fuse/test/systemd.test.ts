@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -88,6 +88,44 @@ test('fd store: kill -9 is a recovery, a restart an upgrade, an unmount empties 
     await manager.until('the store is empty', () => manager.store.size === 0);
   } finally {
     manager.end();
+    const mount = findMount(dir);
+    if (mount) {
+      abortConnection(mount.device);
+      await unmount(dir, { force: true });
+    }
+    rmSync(scratch, { recursive: true, force: true });
+  }
+});
+
+test('fd store: a request that crashes the service gets EIO at the third crash', {
+  skip,
+  timeout: 240_000,
+}, async () => {
+  const scratch = mkdtempSync(join(tmpdir(), 'steadfs-store-'));
+  const dir = join(scratch, 'm');
+  mkdirSync(dir);
+  const output = openSync(join(scratch, 'log'), 'a');
+  const env = { STEADFS_NOTES_FAULT: 'create-throw' };
+  const manager = new Manager({
+    dir: scratch,
+    command: [process.execPath, notes, 'unit', dir],
+    env,
+    restart: true,
+    output,
+  });
+  try {
+    manager.start();
+    await manager.untilReady();
+    const touch = spawn('touch', [join(dir, 'poison')], { stdio: ['ignore', 'ignore', 'pipe'] });
+    const [code] = (await once(touch, 'close')) as [number];
+    assert.equal(code, 1);
+    assert.equal(manager.starts, 4);
+    assert.match(readFileSync(join(scratch, 'log'), 'utf8'), /CREATE of inode 1 .* 3 times: answered EIO/);
+    await manager.untilReady();
+    await endMount(dir);
+  } finally {
+    manager.end();
+    closeSync(output);
     const mount = findMount(dir);
     if (mount) {
       abortConnection(mount.device);

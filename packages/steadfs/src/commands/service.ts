@@ -139,6 +139,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         fd: start.fd,
         capsule,
         fileSystem,
+        before: start.before,
         init: {
           maxWrite: options.maxFuseIo,
           flags: DEFAULT_FLAGS | (format.EnableACL ? INIT.POSIX_ACL : 0n) | (options.asyncDio ? INIT.ASYNC_DIO : 0n),
