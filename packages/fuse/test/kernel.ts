@@ -106,7 +106,7 @@ export class Kernel {
   }
 
   async notification(): Promise<Answer> {
-    for (let i = 0; i < 1000; i++) {
+    for (let i = 0; i < 30_000; i++) {
       this.#receive();
       const first = this.#notifications.shift();
       if (first) return first;
@@ -120,7 +120,7 @@ export class Kernel {
     this.#receive();
     return this.#answers.get(unique);
   }
-  async answer(unique: bigint, timeout = 3000): Promise<Answer> {
+  async answer(unique: bigint, timeout = 60_000): Promise<Answer> {
     const end = performance.now() + timeout;
     for (;;) {
       const answer = this.peek(unique);

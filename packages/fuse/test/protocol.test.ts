@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { FATTR, FOPEN_KEEP_CACHE, INIT, INIT_OUT, OP, opcodeName } from '../src/abi.ts';
 import { createCapsule, openCapsule } from '../src/capsule.ts';
 import { EAGAIN, EEXIST, EINTR, EIO, ENOENT, ENOSYS, EOPNOTSUPP, ERANGE } from '../src/errno.ts';
-import { APPLIED, RESERVED, SLOTS, Slots } from '../src/slots.ts';
+import { APPLIED, HANDED, RESERVED, SLOTS, Slots } from '../src/slots.ts';
 import { viewOf } from '../src/sys.ts';
 import type { Context, EntryOut, FileSystem, FuseAttr, Op } from '../src/types.ts';
 import { connect, Kernel, logged, pack, RESEND_BIT, start, u64 } from './kernel.ts';
@@ -880,6 +880,94 @@ test('adoption: a stored reply is only written; landed requests are taken once',
 
 function poke(address: number, data: Uint8Array): void {
   viewOf(address, data.length).bytes.set(data);
+}
+
+test('adoption after crashes: who was there is asked last and alone, at the third crash EIO', async () => {
+  const never = new Promise<never>(() => {});
+  const crash = { pid: process.pid, code: 139 };
+  const { kernel, session, fds } = await connect({ lookup: () => never, getattr: () => never, mkdir: () => never });
+  const slow = kernel.send(OP.GETATTR, 1, pack(0, 0, 0n));
+  const poison = kernel.send(OP.MKDIR, 1, pack(0o700, 0, 'poison'));
+  await until(() => session.stats.inFlight === 2);
+  session.stopReading();
+  const asked: string[] = [];
+  const next = async (before: { pid: number; code: number } | undefined, wanted: number) => {
+    asked.length = 0;
+    const successor = start(
+      {
+        lookup: () => entry,
+        getattr() {
+          asked.push('getattr');
+          return entry;
+        },
+        mkdir() {
+          asked.push('mkdir');
+          return never;
+        },
+      },
+      kernel,
+      fds,
+      { before },
+    );
+    await successor.start();
+    await until(() => asked.length >= wanted);
+    successor.stopReading();
+    return successor;
+  };
+  await next({ ...crash, pid: 1 }, 2); // the death of another process, one that had no requests
+  assert.equal((await kernel.answer(slow)).error, 0);
+  const other = kernel.send(OP.GETATTR, 1, pack(0, 0, 0n));
+  await next(crash, 1);
+  assert.equal(asked[0], 'mkdir', 'nothing new is read beside it');
+  for (let i = 0; i < 5; i++) await next({ ...crash, code: 137 }, 1);
+  await next(crash, 1);
+  logged.length = 0;
+  const last = await next(crash, 0);
+  last.resumeReading();
+  assert.equal((await kernel.answer(poison)).error, EIO.errno);
+  assert.equal((await kernel.answer(other)).error, 0);
+  assert.equal(logged.length, 1);
+  assert.match(logged[0]!, /^error: MKDIR of inode 1 .* crashed the service 3 times: answered EIO/);
+  kernel.close();
+  await last.done;
+});
+
+test('adoption after crashes: two that were there at each are not blamed before the ninth', async () => {
+  const never = new Promise<never>(() => {});
+  const { kernel, session, fds } = await connect({ lookup: () => never, getattr: () => never });
+  const ids = [0, 1].map(() => kernel.send(OP.GETATTR, 1, pack(0, 0, 0n)));
+  await until(() => session.stats.inFlight === 2);
+  session.stopReading();
+  const slots = new Slots(openCapsule(fds), 1 << 17);
+  const crash = () => {
+    for (const k of slots.slots.records.live()) slots.setFlag(slots.slots, k, HANDED);
+    slots.crashing();
+  };
+  for (let i = 0; i < 7; i++) {
+    crash();
+    assert.equal(slots.settleHanded(true), 2);
+  }
+  crash();
+  let asked = 0;
+  const waiting = () => {
+    asked++;
+    return never;
+  };
+  const eighth = start({ lookup: () => entry, getattr: waiting }, kernel, fds);
+  await eighth.start();
+  await until(() => asked > 0);
+  eighth.stopReading();
+  crash();
+  const ninth = start({ lookup: () => entry, getattr: () => entry }, kernel, fds);
+  await ninth.start();
+  for (const id of ids) assert.equal((await kernel.answer(id)).error, EIO.errno);
+  kernel.close();
+  await ninth.done;
+});
+
+async function until(fact: () => boolean): Promise<void> {
+  for (const end = performance.now() + 60_000; !fact(); await sleep(1))
+    assert.ok(performance.now() < end, String(fact));
 }
 
 test('RESEND: merged with what is under way; an unknown mutation is EIO, reads are carried out', async () => {
