@@ -3,6 +3,7 @@ import { mountState } from '@steadfs/fuse/service';
 import type { MountState } from '@steadfs/fuse/service-types';
 import { inoForStat, ROOT } from '../format/ino.ts';
 import type { SessionDetail, StatfsResult } from '../meta/engine.ts';
+import { type RemovedData, removedData } from '../meta/statistics.ts';
 import type { Command } from './command.ts';
 import { Failure } from './failure.ts';
 import { resolveMountPoint } from './mount-point.ts';
@@ -14,6 +15,7 @@ export const command: Command = {
   summary: 'show a volume, its sessions and its usage, or who serves a mount',
   flags: [
     { name: 'session', aliases: ['s'], type: 'int', help: 'show this session, with its locks and open removed files' },
+    { name: 'more', aliases: ['m'], type: 'bool', help: 'count what the trash keeps and what is still to be deleted' },
   ],
   async run({ args, flags }) {
     if (!args[0]!.includes('://')) {
@@ -41,8 +43,13 @@ export const command: Command = {
         }
         const sessions = await engine.listSessions(false);
         const usage = await engine.statfs(ROOT);
+        const removed = flags.bool('more') ? shownRemoved(await removedData(engine)) : {};
         console.log(
-          goJson({ Setting: shownFormat(format), Sessions: sessions.map(shownSession), Stat: shownUsage(usage) }),
+          goJson({
+            Setting: shownFormat(format),
+            Sessions: sessions.map(shownSession),
+            Stat: { ...shownUsage(usage), ...removed },
+          }),
         );
         return undefined;
       },
@@ -97,4 +104,20 @@ export function shownUsage(usage: StatfsResult): Record<string, number> {
     UsedInodes: usage.usedInodes,
     AvailableInodes: usage.availInodes,
   };
+}
+
+/** Counts of zero are left out, as the Go client does. */
+export function shownRemoved(data: RemovedData): Record<string, number> {
+  const { trashFiles, pendingFiles, trashSlices, pendingSlices } = data;
+  const shown = {
+    TrashFileCount: trashFiles.count,
+    TrashFileSize: trashFiles.bytes,
+    PendingDeletedFileCount: pendingFiles.count,
+    PendingDeletedFileSize: pendingFiles.bytes,
+    TrashSliceCount: trashSlices.count,
+    TrashSliceSize: trashSlices.bytes,
+    PendingDeletedSliceCount: pendingSlices.count,
+    PendingDeletedSliceSize: pendingSlices.bytes,
+  };
+  return Object.fromEntries(Object.entries(shown).filter(([, n]) => n !== 0));
 }

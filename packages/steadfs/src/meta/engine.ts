@@ -412,6 +412,8 @@ export interface MetaEngine {
   deleteFileData(op: Op, ino: Ino, length: number): Promise<{ dead: DeadSlice[]; done: boolean }>;
   /** Slices without references, at most limit (hourly job). */
   deadSlices(limit: number): Promise<DeadSlice[]>;
+  /** All slices that are put off (TrashDays); nothing is changed (`status --more`). */
+  delayedSlices(): Promise<DeadSlice[]>;
   /** Dereferences delayed slices older than `before`; answers those that are dead now. */
   expireDelayedSlices(op: Op, before: number, limit: number): Promise<{ dead: DeadSlice[]; more: boolean }>;
   /** The objects of these slices are gone: forget the reference rows. */

@@ -99,8 +99,8 @@ export async function cleanDeadSlices(context: JobContext): Promise<void> {
   }
 }
 
-/** All entries of a directory, a page at a time. */
-async function* entries(engine: MetaEngine, ino: Ino): AsyncGenerator<DirEntry[]> {
+/** All entries of a directory, a page at a time; with `plus`, their attributes too. */
+export async function* entries(engine: MetaEngine, ino: Ino, plus = false): AsyncGenerator<DirEntry[]> {
   const items: Uint8Array[] = [];
   const stream = engine.dirStream(ino, {
     load: () => items,
@@ -113,7 +113,7 @@ async function* entries(engine: MetaEngine, ino: Ino): AsyncGenerator<DirEntry[]
   });
   try {
     for (let cookie = 0; ; ) {
-      const page = await stream.read(cookie, PAGE, false);
+      const page = await stream.read(cookie, PAGE, plus);
       if (page.length === 0) return;
       yield page;
       cookie = page.at(-1)!.cookie;

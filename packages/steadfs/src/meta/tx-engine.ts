@@ -158,6 +158,7 @@ export function txOperations(driver: TxDriver, volume: Volume): Generic {
     deleteFileData: (op, ino, length) =>
       driver.mutate(op, codecs.fileDataCodec, tx => data.deleteFileData(tx, ino, length)),
     deadSlices: async limit => driver.read(tx => oneStep(tx.deadSlices(limit))),
+    delayedSlices: async () => driver.read(tx => oneStep(tx.delayedSlices())),
     expireDelayedSlices: (op, before, limit) =>
       driver.mutate(op, codecs.delayedCodec, tx => data.expireDelayedSlices(tx, before, limit)),
     slicesDeleted: slices =>

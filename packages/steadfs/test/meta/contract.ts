@@ -20,6 +20,7 @@ import {
   type PosixLock,
 } from '../../src/meta/engine.ts';
 import { cleanStaleSessions, expireTrash, hourlyJobs, type JobContext } from '../../src/meta/jobs.ts';
+import { removedData } from '../../src/meta/statistics.ts';
 import { randomOperations } from './model.ts';
 
 /** One database, empty at first, and clients of it. */
@@ -658,6 +659,46 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       const gone = await c.engine.expireDelayedSlices(c.op(), future, 10);
       assert.deepEqual(gone.dead.map(s => s.id).sort(), original.map(s => s.id).sort());
       assert.equal(gone.more, false);
+    });
+
+    it('counts what the trash keeps and what is still to be deleted', async () => {
+      const c = await mount({ TrashDays: 1 });
+      const nothing = { count: 0, bytes: 0 };
+      assert.deepEqual(await removedData(c.engine), {
+        trashFiles: nothing,
+        pendingFiles: nothing,
+        trashSlices: nothing,
+        pendingSlices: nothing,
+      });
+      const { ino } = await c.create(ROOT, 'f');
+      for (let i = 0; i < 3; i++) await c.write(ino, i * 100, 200);
+      const original = await c.engine.readChunk(ino, 0);
+      const id = await c.engine.newSliceIds(1);
+      assert.ok(await c.engine.compact(c.op(), ino, 0, original, 0, { pos: 0, id, size: 400, off: 0, len: 400 }));
+      for (const n of ['a', 'b']) {
+        const made = await c.create(ROOT, n);
+        await c.write(made.ino, 0, 1000);
+        await c.unlink(ROOT, n);
+      }
+      await c.mkdir(ROOT, 'd');
+      await c.engine.rmdir(c.op(), root, ROOT, name('d'));
+      // Out of the trash: its data is to be deleted.
+      const gone = await c.create(ROOT, 'gone');
+      await c.write(gone.ino, 0, 50);
+      await c.engine.unlink(c.op(), root, ROOT, name('gone'), () => false, true);
+      const expected = {
+        trashFiles: { count: 2, bytes: 2000 },
+        pendingFiles: { count: 1, bytes: 50 },
+        trashSlices: { count: 3, bytes: 600 },
+        pendingSlices: nothing,
+      };
+      assert.deepEqual(await removedData(c.engine), expected);
+      await c.engine.deleteFileData(c.op(), gone.ino, 50);
+      assert.deepEqual(await removedData(c.engine), {
+        ...expected,
+        pendingFiles: nothing,
+        pendingSlices: { count: 1, bytes: 50 },
+      });
     });
 
     it('has extended attributes', async () => {

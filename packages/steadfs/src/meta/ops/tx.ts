@@ -160,6 +160,8 @@ export interface Tx {
   insertDelayed(key: number, slices: readonly DeadSlice[]): Step<void>;
   delayedBefore(unixSeconds: number, limit: number): Step<{ key: number; slices: DeadSlice[] }[]>;
   deleteDelayed(key: number): Step<void>;
+  /** Of all of them; locks nothing. */
+  delayedSlices(): Step<DeadSlice[]>;
 
   // ── removed files ──
   insertDelfile(ino: Ino, length: number): Step<void>;

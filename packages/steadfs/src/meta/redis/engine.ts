@@ -1630,6 +1630,11 @@ export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<
       }
       return out;
     },
+    async delayedSlices() {
+      const out: DeadSlice[] = [];
+      for await (const [, value] of hashFields('delSlices')) out.push(...decodeDead(value));
+      return out;
+    },
     async expireDelayedSlices(op, before, most) {
       const limit = Math.min(most, DELAYED_PER_CALL);
       const fields: Buffer[] = [];

@@ -496,6 +496,11 @@ export class NetworkTx implements Tx {
     return rows.map(r => ({ key: toNumber(r[0]), slices: decodeDead(toBytes(r[1])) }));
   }
 
+  *delayedSlices(): Body<DeadSlice[]> {
+    const rows = yield* this.#all(`SELECT slices FROM ${this.#p}delslices`, []);
+    return rows.flatMap(r => decodeDead(toBytes(r[0])));
+  }
+
   deleteDelayed(key: number): Step<void> {
     return this.#do(`DELETE FROM ${this.#p}delslices WHERE chunkid = ?`, [key]);
   }

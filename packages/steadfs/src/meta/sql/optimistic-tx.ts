@@ -417,6 +417,9 @@ export class OptimisticTx implements Tx {
   delayedBefore(): Step<never> {
     throw new Unsupported();
   }
+  delayedSlices(): Step<never> {
+    throw new Unsupported();
+  }
   deleteDelayed(): Step<void> {
     throw new Unsupported();
   }

@@ -740,6 +740,11 @@ export class SqliteTx implements Tx {
     return done(rows.map(r => ({ key: r[0] as number, slices: decodeDead(r[1] as Uint8Array) })));
   }
 
+  delayedSlices(): Step<DeadSlice[]> {
+    const rows = this.st.all('SELECT CAST(slices AS BLOB) FROM $delslices');
+    return done(rows.flatMap(r => decodeDead(r[0] as Uint8Array)));
+  }
+
   deleteDelayed(key: number): Step<void> {
     this.writes++;
     this.st.exec('DELETE FROM $delslices WHERE chunkid=?', key);
