@@ -176,6 +176,7 @@ export function createFileData(options: FileDataOptions): FileData {
       reader.close(fh);
       writer.closed(ino);
     },
+    forgotten: ino => writer.forgotten(ino),
     compact: (ino, index) => compactor.compact(ino, index),
 
     async deleteSlices(slices) {

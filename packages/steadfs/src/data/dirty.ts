@@ -76,6 +76,8 @@ export interface File {
   length: number;
   error: Errno | undefined;
   told: boolean;
+  /** Nobody has it open and the kernel has forgotten it: an error would never be asked for. */
+  unwanted: boolean;
   frozen: { from: number; to: number }[];
   unfreeze: (() => void)[];
 }

@@ -75,6 +75,8 @@ export interface FileData {
   seek(ino: Ino, offset: number, whence: number, length: number): Promise<number>;
   /** The handle is closed: read-ahead state goes. */
   close(ino: Ino, fh: number): void;
+  /** The inode has no handles and the kernel has forgotten it: a write error that nobody asked for goes, and so will one of what is still pending (the log has it). */
+  forgotten(ino: Ino): void;
 
   /** Compacts one chunk as spec/volume.md §4.2; false when there is nothing to do. */
   compact(ino: Ino, index: number): Promise<boolean>;

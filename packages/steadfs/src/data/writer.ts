@@ -95,6 +95,7 @@ export interface Writer {
   flushAll(): Promise<void>;
   drop(ino: Ino): void;
   closed(ino: Ino): void;
+  forgotten(ino: Ino): void;
   readonly trouble: { since: number; message: string } | undefined;
   readonly dirtyMax: number;
   shutdown(): Promise<void>;
@@ -155,6 +156,7 @@ export function createWriter(options: WriterOptions): Writer {
       length: 0,
       error: undefined,
       told: false,
+      unwanted: false,
       frozen: [],
       unfreeze: [],
     };
@@ -197,6 +199,7 @@ export function createWriter(options: WriterOptions): Writer {
     if (offset + n > Number.MAX_SAFE_INTEGER) throw EFBIG;
     if (waiting.replay && isRecovered(data.bytes)) return;
     const file = files.get(ino) ?? newFile(ino);
+    file.unwanted = false;
     if (file.chunks.size === 0) {
       file.length = attr.length;
       file.tier = attr.tier;
@@ -842,9 +845,17 @@ export function createWriter(options: WriterOptions): Writer {
   }
 
   function refuse(file: File, errno: Errno): void {
+    if (file.unwanted) return;
     file.error = errnoOf(errno.errno);
     file.told = false;
     if (file.rec >= 0) journal.setErrno(file.rec, errno.errno);
+  }
+
+  /** The error was told, or nobody will ask. */
+  function pardon(file: File): void {
+    file.error = undefined;
+    if (file.rec >= 0) journal.setErrno(file.rec, 0);
+    tidy(file);
   }
 
   function told(file: File): Errno {
@@ -1108,6 +1119,7 @@ export function createWriter(options: WriterOptions): Writer {
     async flush(ino, waiting, durable) {
       const file = files.get(ino);
       if (file !== undefined) {
+        file.unwanted = false;
         if (file.chunks.size > 0) await settle(file, [...file.chunks.values()], waiting, durable);
         if (file.error !== undefined) throw told(file);
       }
@@ -1161,10 +1173,14 @@ export function createWriter(options: WriterOptions): Writer {
 
     closed(ino) {
       const file = files.get(ino);
-      if (file?.error === undefined || !file.told) return;
-      file.error = undefined;
-      if (file.rec >= 0) journal.setErrno(file.rec, 0);
-      tidy(file);
+      if (file?.error !== undefined && file.told) pardon(file);
+    },
+
+    forgotten(ino) {
+      const file = files.get(ino);
+      if (file === undefined) return;
+      file.unwanted = true;
+      if (file.error !== undefined) pardon(file);
     },
 
     async shutdown() {

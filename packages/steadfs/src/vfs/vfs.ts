@@ -138,7 +138,9 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
     ...dirMethods(core),
     ...xattrMethods(core),
     forget(nodeid) {
-      inodes.forget(core.ino(nodeid));
+      const ino = core.ino(nodeid);
+      inodes.forget(ino);
+      if (!inodes.isOpen(ino)) data.forgotten(ino);
     },
     getlk: (_ctx, nodeid, lock) => core.locks.getlk(core.ino(nodeid), lock),
     setlk: (ctx, nodeid, lock, wait) => core.locks.setlk(ctx, core.ino(nodeid), lock, wait),

@@ -6,6 +6,7 @@ import { describe, it } from 'node:test';
 import { EDQUOT } from '@steadfs/fuse/errno';
 import { Slots } from '@steadfs/fuse/slots';
 import type { FileData, Waiting } from '../../src/data/file-data.ts';
+import { DATA_SECTIONS } from '../../src/data/journal.ts';
 import type { Attr } from '../../src/format/attr.ts';
 import { CHUNK_SIZE } from '../../src/format/slice.ts';
 import type { MetaEngine } from '../../src/meta/engine.ts';
@@ -25,6 +26,11 @@ interface Faults {
   synced: string[];
   /** sync and syncAll wait until it is resolved. */
   holdSync: Promise<void> | undefined;
+}
+
+/** Files with pending data or an error to report. */
+function writerRecords({ capsule }: ReturnType<Volume['start']>): number {
+  return [...capsule.records(DATA_SECTIONS.find(({ name }) => name === 'writers')!).live()].length;
 }
 
 function faulty(store: ObjectStore, faults: Faults): ObjectStore {
@@ -171,10 +177,53 @@ describe('file data under faults', { timeout: 60_000 }, () => {
       await put(v, t, ino, 0, Buffer.from('hello'));
       await t.data.flush(ino);
       assert.equal(String(await readAll(t.data, ino, 5)), 'hello');
-      await pause(50);
-      const left = (await v.store.list('vol/chunks/', '', 100)).objects;
-      assert.equal(left.length, 1, 'objects of the refused slice are deleted');
+      // Until the objects of the refused slice are deleted.
+      while ((await v.store.list('vol/chunks/', '', 100)).objects.length !== 1) await pause(5);
       await t.data.shutdown();
+    }));
+
+  it('an error that nobody asks for goes when the kernel forgets the inode, before or after it', () =>
+    withVolume(async v => {
+      let commit: (go: boolean) => void = () => {};
+      const commits = () =>
+        new Promise<boolean>(resolve => {
+          commit = resolve;
+        });
+      let gate = commits();
+      const engine = Object.assign(Object.create(v.engine) as MetaEngine, {
+        write: async (...args: Parameters<MetaEngine['write']>) => {
+          if (!(await gate)) throw EDQUOT;
+          return v.engine.write(...args);
+        },
+      });
+      const s = v.start({ meta: engine });
+      const ino = await v.newFile('a');
+      // Known already when it is forgotten: a restart would still tell it.
+      await put(v, s, ino, 0, randomBytes(1000));
+      const asked = s.data.flush(ino).catch(() => {});
+      commit(false);
+      await asked;
+      assert.equal(writerRecords(s), 1);
+      s.data.forgotten(ino);
+      assert.equal(writerRecords(s), 0);
+      await s.data.flush(ino);
+      // Known only afterwards.
+      gate = commits();
+      await put(v, s, ino, 0, randomBytes(1000));
+      const closed = s.data.flush(ino);
+      s.data.forgotten(ino);
+      commit(false);
+      await closed;
+      assert.equal(s.data.pending(ino), undefined);
+      assert.equal(writerRecords(s), 0);
+      // Somebody has it again.
+      gate = commits();
+      await put(v, s, ino, 0, randomBytes(1000));
+      s.data.forgotten(ino);
+      const flushed = s.data.flush(ino);
+      commit(false);
+      await fails(flushed, 'EDQUOT');
+      await s.data.shutdown();
     }));
 
   it('an unlinked inode: its data is dropped, and no error is left', () =>
