@@ -13,7 +13,7 @@ export interface Amount {
 }
 
 export interface RemovedData {
-  /** Regular files in the hourly folders of the trash (not below folders that were moved there whole); bytes: their lengths. */
+  /** Entries of the hourly folders of the trash (not what is below folders in them); bytes: lengths of the regular files. */
   trashFiles: Amount;
   /** Removed files whose data is still to be deleted. */
   pendingFiles: Amount;
@@ -38,11 +38,10 @@ export async function removedData(engine: MetaEngine): Promise<RemovedData> {
       for (const folder of folders) {
         if (trashFolderTime(Buffer.from(folder.name).toString('latin1')) === undefined) continue;
         for await (const page of entries(engine, folder.ino, true))
-          for (const { type, attr } of page)
-            if (type === FileType.file && attr) {
-              trashFiles.count++;
-              trashFiles.bytes += attr.length;
-            }
+          for (const { type, attr } of page) {
+            trashFiles.count++;
+            if (type === FileType.file && attr) trashFiles.bytes += attr.length;
+          }
       }
   } catch (error) {
     // A volume that never had trash; a folder that was emptied meanwhile.

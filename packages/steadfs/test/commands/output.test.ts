@@ -134,9 +134,14 @@ test('status and a session of the Go client', { skip: existsSync(FIXTURES) ? fal
     Sessions: { Expire: string }[];
     Stat: Record<string, number>;
   };
-  // Printed with --more, and a little later than the database was copied.
-  for (const name of Object.keys(expected.Stat)) if (/Trash|Pending/.test(name)) delete expected.Stat[name];
+  // A little later than the database was copied.
   expected.Sessions[0]!.Expire = '2026-11-21T07:40:53Z';
+  // The mount that was there then had the delayed slices counted twice.
+  expected.Stat.TrashSliceCount! /= 2;
+  expected.Stat.TrashSliceSize! /= 2;
+  const more = JSON.parse(await output('status', '--more', `sqlite3://${copy}`)) as object;
+  assert.deepEqual(more, expected);
+  for (const name of Object.keys(expected.Stat)) if (/Trash|Pending/.test(name)) delete expected.Stat[name];
   assert.equal(await output('status', `sqlite3://${copy}`), `${JSON.stringify(expected, null, 2)}\n`);
   const session = JSON.parse(await output('status', `sqlite3://${copy}`, '--session', '1')) as Record<
     string,
