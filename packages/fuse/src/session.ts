@@ -1129,7 +1129,11 @@ class Server implements Session, Receiver {
       const opcode = slots.opcodeOf(slots.slots, k);
       return slots.crashes(k) >= (alone ? CRASHES_ALONE : CRASHES_IN_COMPANY) && opcode !== OP.INIT;
     };
-    const order = this.#suspects.sort((a, b) => slots.crashes(a) - slots.crashes(b));
+    // Of equals the oldest first, next time the newest: one that waits for long must not always be there when the other crashes the service.
+    const age = (a: number, b: number) => this.#idOf(slots.slots, a) - this.#idOf(slots.slots, b);
+    const order = this.#suspects.sort(
+      (a, b) => slots.crashes(a) - slots.crashes(b) || (slots.crashes(a) % 2 === 0 ? age(b, a) : age(a, b)),
+    );
     this.#suspects = order.filter(k => !blamed(k));
     for (const k of order) if (blamed(k)) this.#blame(k);
     this.#aloneSince = performance.now();

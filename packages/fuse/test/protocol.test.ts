@@ -965,6 +965,39 @@ test('adoption after crashes: two that were there at each are not blamed before 
   await ninth.done;
 });
 
+test('adoption after crashes: one that waits for long is not blamed for its neighbour', async () => {
+  const never = new Promise<never>(() => {});
+  const { kernel, session, fds } = await connect({ lookup: () => never, getattr: () => never, mkdir: () => never });
+  const slow = kernel.send(OP.GETATTR, 1, pack(0, 0, 0n));
+  const poison = kernel.send(OP.MKDIR, 1, pack(0o700, 0, 'poison'));
+  await until(() => session.stats.inFlight === 2);
+  session.stopReading();
+  let crashes = 1;
+  for (; kernel.peek(poison) === undefined; crashes++) {
+    assert.ok(crashes < 9);
+    let crashed = false;
+    const successor = start(
+      {
+        lookup: () => never,
+        getattr: () => never,
+        mkdir() {
+          crashed = true;
+          return never;
+        },
+      },
+      kernel,
+      fds,
+      { before: { pid: process.pid, code: 134 } },
+    );
+    await successor.start();
+    await until(() => crashed || kernel.peek(poison) !== undefined);
+    successor.stopReading();
+  }
+  assert.equal(kernel.peek(poison)!.error, EIO.errno);
+  assert.equal(kernel.peek(slow), undefined);
+  kernel.close();
+});
+
 async function until(fact: () => boolean): Promise<void> {
   for (const end = performance.now() + 60_000; !fact(); await sleep(1))
     assert.ok(performance.now() < end, String(fact));
