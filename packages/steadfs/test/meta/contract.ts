@@ -1169,6 +1169,23 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       assert.equal((await c.names(ROOT)).length, 10);
     });
 
+    it('counts the links that another client left', async () => {
+      const c = await mount({ TrashDays: 1 });
+      const d = await second(c);
+      const { ino } = await c.create(ROOT, 'f');
+      for (const n of ['l', 'm', 'n']) await c.link(ino, ROOT, n);
+      // One slot: what is known of its record decides how a change is made.
+      const chmod = async (mode: number): Promise<number> =>
+        (await c.engine.setattr(c.op(200), root, ino, { mode })).nlink;
+      for (const mode of [0o600, 0o601, 0o602]) assert.equal(await chmod(mode), 4);
+      await d.unlink(ROOT, 'l');
+      await pushed();
+      assert.equal((await c.getattr(ino)).nlink, 3);
+      assert.equal(await chmod(0o604), 3);
+      await d.unlink(ROOT, 'm');
+      assert.equal(await chmod(0o605), 2);
+    });
+
     it('refuses to change anything on a read-only mount', async () => {
       const c = await mount();
       await c.create(ROOT, 'f');

@@ -248,7 +248,7 @@ export class OptimisticTx implements Tx {
     const plan = this.#nodes.get(ino);
     if (plan?.read === undefined || !plan.locked) throw new Unsupported();
     let base: ReadonlyMap<Ino, number> | undefined =
-      plan.read.parent === 0 ? this.#seen.links(ino) : new Map([[plan.read.parent, 1]]);
+      plan.read.parent === 0 ? this.#seen.links(ino, plan.read) : new Map([[plan.read.parent, 1]]);
     if (base === undefined) {
       const rows = (yield this.#read(c =>
         c.all(`SELECT parent, count(*) FROM ${this.#host.prefix}edge WHERE inode = ? GROUP BY parent`, [
@@ -256,7 +256,7 @@ export class OptimisticTx implements Tx {
         ]),
       )) as (readonly unknown[])[];
       base = new Map(rows.map(r => [toIno(r[0]), toNumber(r[1])]));
-      this.#seen.sawLinks(ino, base);
+      this.#seen.sawLinks(ino, base, plan.read);
     }
     const links = new Map(base);
     const add = (parent: Ino, n: number): void => {
@@ -691,8 +691,12 @@ export class OptimisticTx implements Tx {
     const { sec, nsec } = this.now;
     for (const plan of this.#nodes.values()) {
       if (plan.write?.kind === 'delete') this.#seen.sawNode(plan.ino, undefined);
-      else if (plan.write !== undefined) this.#seen.sawNode(plan.ino, plan.write.attr);
-      else if (plan.adjust !== undefined) {
+      else if (plan.write !== undefined) {
+        // A change of the row alone leaves its entries as they were; those that this plan changed are forgotten or written below.
+        const links = plan.read && (this.#links.get(plan.ino) ?? this.#seen.links(plan.ino, plan.read));
+        if (links !== undefined) this.#seen.sawLinks(plan.ino, links, plan.write.attr);
+        this.#seen.sawNode(plan.ino, plan.write.attr);
+      } else if (plan.adjust !== undefined) {
         if (plan.read === undefined) this.#seen.forgetNode(plan.ino);
         else {
           const times = plan.adjust.touch ? { mtime: sec, mtimensec: nsec, ctime: sec, ctimensec: nsec } : {};
@@ -700,7 +704,6 @@ export class OptimisticTx implements Tx {
         }
       }
     }
-    for (const [ino, links] of this.#links) this.#seen.sawLinks(ino, links);
     for (const [key, { value }] of this.#xattrs) this.#seen.sawXattr(key, value);
     for (const [key, plan] of this.#edges) {
       if (plan.write === undefined) continue;

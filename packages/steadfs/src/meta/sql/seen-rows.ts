@@ -8,8 +8,8 @@ import type { Dentry, Name } from '../engine.ts';
 export class SeenRows {
   readonly #nodes = new Map<Ino, Readonly<Attr> | undefined>();
   readonly #edges = new Map<string, Readonly<Dentry> | undefined>();
-  /** Entries of an inode with several links: parent → number. */
-  readonly #links = new Map<Ino, ReadonlyMap<Ino, number>>();
+  /** Entries of an inode with several links (parent → number), and the row that stood beside them. */
+  readonly #links = new Map<Ino, { links: ReadonlyMap<Ino, number>; attr: Readonly<Attr> }>();
   readonly #xattrs = new Map<string, Uint8Array | undefined>();
   /** Rules never change and never go: by id, and the id by content. */
   readonly #acls = new Map<number, AclRule>();
@@ -45,12 +45,19 @@ export class SeenRows {
   forgetEdge(key: string): void {
     this.#edges.delete(key);
   }
-  links(ino: Ino): ReadonlyMap<Ino, number> | undefined {
-    return this.#links.get(ino);
+  /** For the row `attr`: whoever changes the entries changes the row's ctime. */
+  links(ino: Ino, attr: Readonly<Attr>): ReadonlyMap<Ino, number> | undefined {
+    const seen = this.#links.get(ino);
+    const same =
+      seen !== undefined &&
+      seen.attr.ctime === attr.ctime &&
+      seen.attr.ctimensec === attr.ctimensec &&
+      seen.attr.nlink === attr.nlink;
+    return same ? seen.links : undefined;
   }
-  sawLinks(ino: Ino, links: ReadonlyMap<Ino, number>): void {
+  sawLinks(ino: Ino, links: ReadonlyMap<Ino, number>, attr: Readonly<Attr>): void {
     if (this.#links.size >= this.#max) this.#links.clear();
-    this.#links.set(ino, links);
+    this.#links.set(ino, { links, attr });
   }
   forgetLinks(ino: Ino): void {
     this.#links.delete(ino);
