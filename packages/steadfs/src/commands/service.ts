@@ -267,7 +267,8 @@ async function prepare(
     engine = await openEngine(options.metaUrl, {
       readOnly: mount.readOnly,
       skipDirMtime: options.skipDirMtimeMs,
-      cachesByPush: true,
+      // Announcements take milliseconds, and a client without them is noticed within a second: nothing for those who want no caching.
+      cachesByPush: mount.attrCache > 0 && mount.entryCache > 0 && mount.dirEntryCache > 0,
       heartbeat: mount.heartbeat,
       atimeMode: mount.atimeMode,
       retries: options.ioRetries,

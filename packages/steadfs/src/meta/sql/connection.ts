@@ -30,8 +30,14 @@ export interface SqlPool {
   /** Called each second while a statement has waited longer than STALL_MS, with that time. */
   stalled?: (ms: number) => void;
   /** PostgreSQL: a connection of its own that hears a channel; `lost` is called once when it ends by itself. */
-  listen?(channel: string, heard: (payload: string) => void, lost: () => void): Promise<{ close(): Promise<void> }>;
+  listen?(channel: string, heard: (payload: string) => void, lost: () => void): Promise<Listening>;
   close(): Promise<void>;
+}
+
+export interface Listening {
+  close(): Promise<void>;
+  /** Breaks the connection, which counts as an end by itself. */
+  drop(): void;
 }
 
 /** A statement without answer is worth a word after this time, milliseconds. */
@@ -41,6 +47,8 @@ const STALL_MS = 3000;
  * may be under way all the same; its twin waits for it at the op record's row.
  */
 const SILENCE_MS = 30_000;
+/** The end of a listening connection is not waited for longer than this. */
+const CLOSE_MS = 1000;
 
 /** Watches statements under way; `kill` breaks the connection, so that the statement fails. */
 function createWatch(pool: () => SqlPool): <T>(statement: Promise<T>, kill: () => void) => Promise<T> {
@@ -183,6 +191,9 @@ export function openPostgres(url: PostgresUrl): SqlPool {
     async listen(channel, heard, lost) {
       const client = new pg.Client(config);
       let open = true;
+      const drop = (): void => {
+        (client as unknown as { connection: { stream: Socket } }).connection.stream.destroy();
+      };
       const ended = (): void => {
         if (!open) return;
         open = false;
@@ -202,8 +213,10 @@ export function openPostgres(url: PostgresUrl): SqlPool {
       return {
         async close() {
           open = false;
-          await client.end();
+          const timer = setTimeout(drop, CLOSE_MS);
+          await client.end().finally(() => clearTimeout(timer));
         },
+        drop,
       };
     },
     close: () => pool.end(),

@@ -79,6 +79,11 @@ const TROUBLE_AFTER = 3000;
 
 const sleep = (ms: number): Promise<void> => new Promise(resolve => setTimeout(resolve, ms));
 
+interface BeforePlan {
+  mark: number;
+  attrs: ReadonlyMap<Ino, Attr>;
+}
+
 export async function openNetworkEngine(pool: SqlPool, prefix: string, options: EngineOptions): Promise<MetaEngine> {
   const { kind } = pool;
   const own = ownPrefix(prefix);
@@ -117,18 +122,25 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
   const cache = new Cache(options.cachesByPush === true && pool.listen !== undefined ? CACHE_MAX : 0);
   let push: Push | undefined;
 
+  /** A command without a session announces too; before the volume is known there is nobody who could listen. */
   function startPush(): void {
-    if (pool.listen === undefined || options.readOnly) return;
+    if (pool.listen === undefined || options.readOnly || volume.format.UUID === '') return;
     push ??= openPush(
       {
         pool,
         async sessions() {
           const rows = await pool.use(c =>
-            c.all(`SELECT info, sid FROM ${prefix}session2 WHERE expire >= ?`, [unixNow()]),
+            c.all(
+              `SELECT c.value, s.sid, s.info FROM ${prefix}counter c LEFT JOIN ${prefix}session2 s ON TRUE WHERE c.name = 'nextSession'`,
+              [],
+            ),
           );
+          const recorded = rows.filter(r => r[1] !== null);
           return {
-            allPush: rows.every(r => parseSessionInfo(toBytes(r[0])).pushes === true),
-            others: rows.some(r => toNumber(r[1]) !== volume.sid),
+            allPush: rows.length > 0 && recorded.every(r => parseSessionInfo(toBytes(r[2])).pushes === true),
+            others: recorded.some(r => toNumber(r[1]) !== volume.sid),
+            ours: recorded.some(r => toNumber(r[1]) === volume.sid),
+            made: toNumber(rows[0]?.[0] ?? 0),
           };
         },
         changed(ino, what) {
@@ -141,7 +153,6 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       },
       channelOf(volume.format.UUID, prefix),
     );
-    if (options.cachesByPush === true) push.start();
   }
 
   const trusted = (): boolean => options.cachesByPush === true && push?.trusted() === true;
@@ -149,21 +160,40 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
 
   /** Rows of a transaction that has ended, well or with an unknown outcome. */
   function announce(tx: NetworkTx): void {
+    if (tx.attrs.size + tx.dirs.size + tx.files.size === 0) return;
+    startPush();
     if (push === undefined) return;
     for (const ino of tx.attrs) push.touched('a', ino);
     for (const ino of tx.dirs) push.touched('e', ino);
     for (const ino of tx.files) push.touched('d', ino);
   }
 
-  /** What a plan did, or may have done; with `mark` (from before it was sent) what it wrote is remembered. */
-  function announcePlan(tx: OptimisticTx, mark: number | undefined): void {
+  /** What announcePlan needs to know of the time before a plan is sent: the present, and rows of which the plan knows only how they change. */
+  function beforePlan(tx: OptimisticTx): BeforePlan | undefined {
+    if (push === undefined || !trusted()) return undefined;
+    const attrs = new Map<Ino, Attr>();
+    for (const { ino, attr } of tx.outcome().nodes) {
+      const before = attr === undefined ? cache.attr(ino) : undefined;
+      if (before !== undefined) attrs.set(ino, before);
+    }
+    return { mark: push.mark(), attrs };
+  }
+
+  /** What a plan did, or may have done; with `sent` what it wrote is remembered. */
+  function announcePlan(tx: OptimisticTx, sent: BeforePlan | undefined): void {
     if (push === undefined) return;
     const { nodes, edges, file } = tx.outcome();
-    const keep = mark !== undefined && trusted();
+    const mark = sent?.mark;
+    const keep = sent !== undefined && trusted();
     const known: [Ino, Attr][] = [];
-    for (const { ino, attr, links, touch } of keep ? nodes : []) {
-      if (!push.storable(ino, mark ?? 0)) continue;
-      const before = cache.attr(ino);
+    const made: Ino[] = [];
+    for (const n of keep ? nodes : []) {
+      const { ino, attr, links, touch } = n;
+      if (!push.storable(ino, sent?.mark ?? 0)) continue;
+      // Nothing is in a directory that was made just now.
+      if (n.made && attr?.type === FileType.directory) made.push(ino);
+      // One that was fetched since the plan was sent may show what the plan did already.
+      const before = cache.attr(ino) === sent?.attrs.get(ino) ? sent?.attrs.get(ino) : undefined;
       // Links in the trash are shown otherwise than stored: those rows are fetched.
       if (attr !== undefined && (attr.type === FileType.directory || (attr.parent !== 0 && !isTrash(attr.parent))))
         known.push([ino, { ...attr }]);
@@ -182,9 +212,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     }
     if (file !== undefined) push.touched('d', file);
     for (const [ino, attr] of known) cache.setAttr(ino, attr);
-    // Nothing is in a directory that was made just now.
-    for (const n of keep ? nodes : [])
-      if (n.made && n.attr?.type === FileType.directory) cache.setList(n.ino, new Map());
+    for (const ino of made) cache.setList(ino, new Map());
     for (const { parent, name, entry } of entries) cache.setName(parent, nameKey(name), entry ?? null);
   }
 
@@ -248,6 +276,16 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
   }
 
   async function transaction<T>(work: (tx: NetworkTx, c: SqlConnection) => Promise<T>): Promise<T> {
+    const unsure: NetworkTx[] = [];
+    try {
+      return await attempts(work, unsure);
+    } finally {
+      // What a broken connection left under way may have been committed after it was announced; its twin has waited for it.
+      for (const tx of unsure) announce(tx);
+    }
+  }
+
+  async function attempts<T>(work: (tx: NetworkTx, c: SqlConnection) => Promise<T>, unsure: NetworkTx[]): Promise<T> {
     return await persist(async c => {
       await c.run(kind === 'postgres' ? 'BEGIN ISOLATION LEVEL READ COMMITTED' : 'START TRANSACTION', []);
       const tx = new NetworkTx(host, c, now(), true);
@@ -256,7 +294,8 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         await c.run('COMMIT', []);
         return value;
       } catch (e) {
-        if (failureOf(kind, e) !== 'lost') await c.run('ROLLBACK', []);
+        if (failureOf(kind, e) === 'lost') unsure.push(tx);
+        else await c.run('ROLLBACK', []);
         throw e;
       } finally {
         announce(tx);
@@ -354,12 +393,12 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     ];
   }
 
-  /** The operation in one round trip; undefined when that is not possible, or what it was planned on did not hold. */
+  /** The operation in one round trip; without `value` when that is not possible, or what it was planned on did not hold. */
   async function mutateAtOnce<T>(
     op: Op,
     codec: Codec<T>,
     body: (tx: Tx) => Body<T>,
-  ): Promise<{ value: T } | undefined> {
+  ): Promise<{ value: T } | { unsure: OptimisticTx } | undefined> {
     const record = records.get(recordKey(op));
     if (lost !== undefined || identity === undefined || plans?.possible === false) return undefined;
     // Whether a slot has a record is known once one was written; MySQL's plans only change it.
@@ -387,7 +426,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       if (e instanceof Errno || e instanceof Unsupported) return undefined;
       throw e;
     }
-    const mark = push?.mark();
+    const sent = beforePlan(tx);
     try {
       let row: SqlRow | undefined;
       if (statement === undefined) {
@@ -399,17 +438,17 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       }
       records.set(recordKey(op), { seq: op.seq, acct });
       tx.remember();
-      announcePlan(tx, mark);
+      announcePlan(tx, sent);
       for (const d of tx.deltas) count(d);
       if (acct !== null) scheduleFlush();
       if (counts) (value as WriteResult).records = recordCount(row?.[1]);
       return { value };
-    } catch {
+    } catch (e) {
       // Whatever it was (a condition, a conflict, the connection): the record tells the interactive way what happened.
       tx.forget();
       announcePlan(tx, undefined);
       records.delete(recordKey(op));
-      return undefined;
+      return failureOf(kind, e) === 'lost' ? { unsure: tx } : undefined;
     }
   }
 
@@ -419,50 +458,13 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       if (volume.sid === 0) return await driver.transact(body);
       if (op.over) throw EINTR;
       const quick = await mutateAtOnce(op, codec, body);
-      if (quick !== undefined) return quick.value;
-      await inodes.reserve();
-      const ended = await transaction(async (tx, c) => {
-        if (op.over) throw EINTR;
-        const key = [volume.sid, op.kind, op.slot];
-        const insert = `INSERT INTO ${own}op (sid, kind, slot, seq) VALUES (?, ?, ?, -1)`;
-        let row: SqlRow | undefined;
-        if (kind === 'postgres') {
-          [row] = await c.all(
-            `${insert} ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = ${own}op.seq RETURNING seq, result, acct`,
-            key,
-          );
-        } else {
-          await c.run(`${insert} ON DUPLICATE KEY UPDATE seq = seq`, key);
-          [row] = await c.all(
-            `SELECT seq, result, acct FROM ${own}op WHERE sid = ? AND kind = ? AND slot = ? FOR UPDATE`,
-            key,
-          );
-        }
-        if (row === undefined) throw EIO.because('an op record cannot be made');
-        await checkSession(tx, c);
-        const seq = toNumber(row[0]);
-        if (seq > op.seq) throw EIO.because(`operation ${op.kind}/${op.slot}/${op.seq} comes after ${seq}`);
-        if (seq === op.seq) return { value: codec.decode(toBytes(row[1])), changes: [], acct: undefined };
-        const value = await runAsync(body(tx));
-        let deltas: Delta[] = row[2] === null ? [] : decodeDeltas(toBytes(row[2]));
-        for (const d of tx.deltas) addDelta(deltas, d);
-        if (deltas.length > DELTAS_PER_RECORD) {
-          await applyUsage(tx, c, deltas);
-          deltas = [];
-        }
-        const acct = deltas.length > 0 ? encodeDeltas(deltas) : null;
-        await c.run(`UPDATE ${own}op SET seq = ?, result = ?, acct = ? WHERE sid = ? AND kind = ? AND slot = ?`, [
-          op.seq,
-          codec.encode(value),
-          acct,
-          ...key,
-        ]);
-        return { value, changes: tx.deltas, acct };
-      });
-      for (const d of ended.changes) count(d);
-      if (ended.acct !== undefined) records.set(recordKey(op), { seq: op.seq, acct: ended.acct });
-      if (ended.acct) scheduleFlush();
-      return ended.value;
+      if (quick !== undefined && 'value' in quick) return quick.value;
+      try {
+        return await mutateInteractively(op, codec, body);
+      } finally {
+        // As in transaction(): the plan may have been committed after its announcement.
+        if (quick !== undefined) announcePlan(quick.unsure, undefined);
+      }
     },
 
     transact: body =>
@@ -477,6 +479,52 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
 
     read: body => persist(c => runAsync(body(new NetworkTx(host, c, now())))),
   };
+
+  async function mutateInteractively<T>(op: Op, codec: Codec<T>, body: (tx: Tx) => Body<T>): Promise<T> {
+    await inodes.reserve();
+    const ended = await transaction(async (tx, c) => {
+      if (op.over) throw EINTR;
+      const key = [volume.sid, op.kind, op.slot];
+      const insert = `INSERT INTO ${own}op (sid, kind, slot, seq) VALUES (?, ?, ?, -1)`;
+      let row: SqlRow | undefined;
+      if (kind === 'postgres') {
+        [row] = await c.all(
+          `${insert} ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = ${own}op.seq RETURNING seq, result, acct`,
+          key,
+        );
+      } else {
+        await c.run(`${insert} ON DUPLICATE KEY UPDATE seq = seq`, key);
+        [row] = await c.all(
+          `SELECT seq, result, acct FROM ${own}op WHERE sid = ? AND kind = ? AND slot = ? FOR UPDATE`,
+          key,
+        );
+      }
+      if (row === undefined) throw EIO.because('an op record cannot be made');
+      await checkSession(tx, c);
+      const seq = toNumber(row[0]);
+      if (seq > op.seq) throw EIO.because(`operation ${op.kind}/${op.slot}/${op.seq} comes after ${seq}`);
+      if (seq === op.seq) return { value: codec.decode(toBytes(row[1])), changes: [], acct: undefined };
+      const value = await runAsync(body(tx));
+      let deltas: Delta[] = row[2] === null ? [] : decodeDeltas(toBytes(row[2]));
+      for (const d of tx.deltas) addDelta(deltas, d);
+      if (deltas.length > DELTAS_PER_RECORD) {
+        await applyUsage(tx, c, deltas);
+        deltas = [];
+      }
+      const acct = deltas.length > 0 ? encodeDeltas(deltas) : null;
+      await c.run(`UPDATE ${own}op SET seq = ?, result = ?, acct = ? WHERE sid = ? AND kind = ? AND slot = ?`, [
+        op.seq,
+        codec.encode(value),
+        acct,
+        ...key,
+      ]);
+      return { value, changes: tx.deltas, acct };
+    });
+    for (const d of ended.changes) count(d);
+    if (ended.acct !== undefined) records.set(recordKey(op), { seq: op.seq, acct: ended.acct });
+    if (ended.acct) scheduleFlush();
+    return ended.value;
+  }
 
   // ── usage ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -772,6 +820,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     lost = undefined;
     records.clear();
     seen.clear();
+    if (options.cachesByPush === true) push?.start();
     return id;
   }
 

@@ -3,17 +3,24 @@
  * their own (inside the mutation it would serialise commits: research measured 14,591 → 5,015 transactions a second), and heard on a
  * connection that LISTENs. A client that knows to be alone announces nothing.
  *
- * Attributes and names may be answered from memory only while (a) the listening connection has proved that it hears, (b) every session
- * that is alive has declared that it announces (`pushes` in its SessionInfo), which is looked up again at least once in {@link CHECK_MS},
- * and (c) they are younger than {@link AGE_MAX_MS}, for whoever died between commit and announcement. So a client without announcements
- * that mounts the volume is noticed within a second, the default of --attr-cache. open(2) asks the database in any case.
+ * Attributes and names may be answered from memory only while (a) the listening connection hears: a probe of ours that was sent less than
+ * {@link HEARD_MS} ago has come back (a route that is gone says nothing for minutes), (b) every session has declared that it announces
+ * (`pushes` in its SessionInfo) and ours is among them, so that others announce to us, which is looked up again at least once in
+ * {@link CHECK_MS}, and (c) they are younger than {@link AGE_MAX_MS}, for whoever died between commit and announcement. So a client without
+ * announcements that mounts the volume is noticed within a second, the default of --attr-cache. Whatever was remembered before a time
+ * without trust in which such a client may have been there is forgotten. open(2) asks the database in any case.
+ *
+ * Not covered but by (c): changes by commands of the Go client that have no session (restore, sync, gc).
  */
 import { createHash, randomBytes } from 'node:crypto';
 import { type Ino, inoFromBigint, inoToBigint } from '../../format/ino.ts';
-import type { SqlPool } from './connection.ts';
+import type { Listening, SqlPool } from './connection.ts';
 
 export const CHECK_MS = 1000;
 const AGE_MAX_MS = 30_000;
+const HEARD_MS = 2 * CHECK_MS;
+/** A listening connection that has heard before is given up when it does not hear a probe for this long. */
+const SILENCE_MS = 10_000;
 /** How long changes are collected. */
 const BATCH_MS = 10;
 /** A client trusts what it hears when others have had time to notice it: a client that knows to be alone announces nothing. */
@@ -25,17 +32,28 @@ const REMEMBERED = 20_000;
 
 export type Touched = 'a' | 'e' | 'd';
 
+export interface Sessions {
+  /** All announce what they change. */
+  allPush: boolean;
+  /** There are others than ours. */
+  others: boolean;
+  /** Ours is there. */
+  ours: boolean;
+  /** Sessions that there ever were: who came and went between two looks changed it. */
+  made: number;
+}
+
 export interface PushHost {
   pool: SqlPool;
-  /** Live sessions: whether all announce what they change, and whether there are others than ours. */
-  sessions(): Promise<{ allPush: boolean; others: boolean }>;
+  /** All sessions that are recorded, of one moment. */
+  sessions(): Promise<Sessions>;
   /** undefined: everything may have changed. */
   changed(ino: Ino | undefined, what: Touched): void;
   trouble(e: unknown): void;
 }
 
 export interface Push {
-  /** Opens the listening connection; without one there is no caching. */
+  /** Opens the listening connection; without one there is no caching. Called again for each session. */
   start(): void;
   /** After a commit, or when its outcome is unknown. */
   touched(what: Touched, ino: Ino): void;
@@ -62,18 +80,22 @@ export function channelOf(uuid: string, prefix: string): string {
 export function openPush(host: PushHost, channel: string): Push {
   const { pool } = host;
   const self = randomBytes(6).toString('base64url');
-  let listening: { close(): Promise<void> } | undefined;
-  let heard = false;
+  let listening: Listening | undefined;
+  /** When the last probe that was heard had been sent. */
+  let heardAt = Number.NEGATIVE_INFINITY;
+  /** When the first probe was sent that nothing was heard after. */
+  let unheardSince: number | undefined;
+  let started = false;
   let closed = false;
   let retry: NodeJS.Timeout | undefined;
   let timer: NodeJS.Timeout | undefined;
   let pending = new Set<string>();
   let sending: Promise<void> = Promise.resolve();
   let checkedAt = Number.NEGATIVE_INFINITY;
-  let allPush = false;
-  let others = true;
+  let known: Sessions | undefined;
+  /** Since when every look has found our session. */
+  let seenSince = Number.POSITIVE_INFINITY;
   let checking = false;
-  const startedAt = performance.now();
   let clearedAt = 0;
   /** Count of invalidations, and when each inode was last invalidated. */
   let now = 1;
@@ -95,13 +117,15 @@ export function openPush(host: PushHost, channel: string): Push {
     host.changed(undefined, 'a');
   }
 
-  /** `SENDER:` and words like `a1z` (inode in base 36), `*` (everything) or `?` (a probe). */
+  /** `SENDER:` and words like `a1z` (inode in base 36), `*` (everything) or `?123` (a probe, sent at that time). */
   function hear(payload: string): void {
     const colon = payload.indexOf(':');
     const own = payload.slice(0, colon) === self;
     for (const word of payload.slice(colon + 1).split(',')) {
       if (own) {
-        if (word === '?') heard = true;
+        if (word[0] !== '?') continue;
+        heardAt = Math.max(heardAt, Number(word.slice(1)));
+        unheardSince = undefined;
       } else if (word === '*') dropAll();
       else if (/^[aed][0-9a-z]+$/.test(word)) {
         let n = 0n;
@@ -141,7 +165,7 @@ export function openPush(host: PushHost, channel: string): Push {
   function announce(word: string): void {
     const at = performance.now();
     if (at - checkedAt > CHECK_MS / 2 && !checking && !closed) void check();
-    if (!others && at - checkedAt < CHECK_MS) return;
+    if (known?.others === false && at - checkedAt < CHECK_MS) return;
     pending.add(word);
     timer ??= setTimeout(sendNext, BATCH_MS);
   }
@@ -152,28 +176,42 @@ export function openPush(host: PushHost, channel: string): Push {
       const connection = await pool.listen(channel, hear, () => {
         // What was missed is unknown.
         listening = undefined;
-        heard = false;
+        heardAt = Number.NEGATIVE_INFINITY;
+        unheardSince = undefined;
         dropAll();
         if (!closed) retry = setTimeout(() => void listen(), AGAIN_MS);
       });
       if (closed) return await connection.close();
       listening = connection;
       dropAll();
-      // Through a pooler in transaction mode this is never heard, and nothing is cached.
-      await notify('?');
+      await probe();
     } catch {
       if (!closed && listening === undefined) retry = setTimeout(() => void listen(), AGAIN_MS);
     }
+  }
+
+  /** Through a pooler in transaction mode this is never heard, and nothing is cached. */
+  async function probe(): Promise<void> {
+    if (listening === undefined) return;
+    const at = Math.floor(performance.now());
+    unheardSince ??= at;
+    if (at - unheardSince > SILENCE_MS && heardAt > 0) listening.drop();
+    else await notify(`?${at}`);
   }
 
   async function check(): Promise<void> {
     checking = true;
     const at = performance.now();
     try {
-      ({ allPush, others } = await host.sessions());
+      const [found] = await Promise.all([host.sessions(), probe()]);
+      const unbroken = known?.allPush && known.ours && known.made === found.made;
+      known = found;
       checkedAt = at;
+      if (!found.ours) seenSince = Number.POSITIVE_INFINITY;
+      else if (seenSince > at) seenSince = at;
+      if (!unbroken) dropAll();
     } catch {
-      allPush = false;
+      checkedAt = Number.NEGATIVE_INFINITY;
     } finally {
       checking = false;
     }
@@ -181,7 +219,13 @@ export function openPush(host: PushHost, channel: string): Push {
 
   return {
     start() {
-      if (listening === undefined) void listen();
+      // Nobody announced to us between the last session's end and now.
+      known = undefined;
+      checkedAt = Number.NEGATIVE_INFINITY;
+      seenSince = Number.POSITIVE_INFINITY;
+      if (!started) void listen();
+      started = true;
+      if (!checking) void check();
     },
     touched(what, ino) {
       invalidate(what, ino);
@@ -196,14 +240,16 @@ export function openPush(host: PushHost, channel: string): Push {
       announce('*');
     },
     trusted() {
-      if (!heard || closed) return false;
+      if (!started || closed) return false;
       const at = performance.now();
       if (at - checkedAt > CHECK_MS / 2 && !checking) void check();
       if (at - clearedAt > AGE_MAX_MS) {
         clearedAt = at;
         dropAll();
       }
-      return allPush && at - checkedAt < CHECK_MS && at - startedAt > NOTICED_MS;
+      return (
+        known?.allPush === true && at - checkedAt < CHECK_MS && at - heardAt < HEARD_MS && at - seenSince > NOTICED_MS
+      );
     },
     mark: () => now,
     storable: (ino, mark) => (last.get(ino) ?? floor) <= mark,
