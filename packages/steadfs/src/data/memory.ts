@@ -3,6 +3,7 @@
  * A run is held by whoever uses it (an extent, a cached block, a read whose reply is not written yet) and goes back to the arena with its last holder.
  */
 import type { Arena } from '@steadfs/fuse';
+import { EIO } from '@steadfs/fuse/errno';
 
 export interface Run {
   readonly at: number;
@@ -97,10 +98,12 @@ export function createMemory(arena: Arena, ceiling: number): Memory {
       return run;
     },
     hold(run) {
+      if (run.holders <= 0) throw EIO.because(`memory at ${run.at} is used after it was freed`);
       run.holders++;
     },
     drop(run) {
       if (--run.holders > 0) return;
+      if (run.holders < 0) throw EIO.because(`memory at ${run.at} is freed twice`);
       arena.free(run.at, run.length);
       used -= run.length;
       memory.freed();

@@ -179,8 +179,9 @@ export function createReader(options: ReaderOptions): Reader {
   ): ReadOut | Promise<ReadOut> {
     const end = Math.min(offset + size, length);
     if (end <= offset) return EMPTY;
-    const items = gatherNow(ino, offset, end);
+    // First, as it may make cached blocks give way.
     const sequential = lookAhead(ino, fh, offset, end, length);
+    const items = gatherNow(ino, offset, end);
     if (items !== undefined) {
       if (items.every(i => i.bytes !== undefined)) return answer(items);
       const now = readNow(items, sequential);
@@ -189,11 +190,21 @@ export function createReader(options: ReaderOptions): Reader {
     return readLater(ino, offset, end, items, sequential, waiting);
   }
 
+  function hold(item: { run: Run | undefined }, held: Run[]): void {
+    if (item.run === undefined) return;
+    memory.hold(item.run);
+    held.push(item.run);
+  }
+
+  const isGone = (block: CachedBlock): boolean => block.segments.some(s => s.run.holders === 0);
+
   /** The answer when the parts that are missing are at hand in the store (the page cache of a local one): they are read at once and not cached again. */
   function readNow(items: readonly Item[], sequential: boolean): ReadOut | undefined {
     const runs: Run[] = [];
     const all: Item[] = [];
     try {
+      // The memory for the missing parts must not come from the blocks that have the others.
+      for (const item of items) if (item.bytes !== undefined) hold(item, runs);
       for (const item of items) {
         if (item.bytes !== undefined) {
           all.push(item);
@@ -286,11 +297,7 @@ export function createReader(options: ReaderOptions): Reader {
           if (items === undefined) continue;
         }
         // What is in memory now must be there when the rest has come.
-        for (const i of items)
-          if (i.bytes !== undefined && i.run !== undefined) {
-            memory.hold(i.run);
-            held.push(i.run);
-          }
+        for (const i of items) if (i.bytes !== undefined) hold(i, held);
         const wanted = items;
         // All of them are waited for: what came after a failure would keep its memory.
         const work = Promise.allSettled(
@@ -401,6 +408,8 @@ export function createReader(options: ReaderOptions): Reader {
     const items: Item[] = [];
     if (whole !== undefined) {
       const block = await whole;
+      // It gave way to somebody between its arrival and our turn.
+      if (isGone(block)) return await fetch(part, sequential, held);
       gatherBlock(block, off, len, items);
     } else {
       const run = memory.alloc(len);
@@ -419,11 +428,7 @@ export function createReader(options: ReaderOptions): Reader {
       if (run !== undefined) held.push(run);
       return items;
     }
-    for (const i of items)
-      if (i.bytes !== undefined && i.run !== undefined) {
-        memory.hold(i.run);
-        held.push(i.run);
-      }
+    for (const i of items) if (i.bytes !== undefined) hold(i, held);
     return items;
   }
 
@@ -570,6 +575,12 @@ export function createReader(options: ReaderOptions): Reader {
       else if (!transfer.seekable) {
         block = await cache.load(id, size, indx);
         if (block === undefined) throw new StoreError('io', 'no memory for a block');
+      }
+      if (block !== undefined) {
+        if (isGone(block)) {
+          await copyBlock(id, size, indx, from, to, target);
+          return;
+        }
       } else {
         await transfer.getRange(blockKey(layout, id, size, indx), from, target.subarray(0, to - from), () => {});
         return;

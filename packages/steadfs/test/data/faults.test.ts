@@ -358,6 +358,47 @@ describe('file data under faults', { timeout: 240_000 }, () => {
       { arena: 32 * MIB },
     ));
 
+  it('the memory for one part of a read is not taken from the other part', async () => {
+    let pressed = (): void => {};
+    const v = await makeVolume({
+      wrap: store => ({
+        ...store,
+        toString: () => store.toString(),
+        getNow(key, offset, target) {
+          pressed();
+          return store.getNow?.(key, offset, target);
+        },
+      }),
+    });
+    try {
+      const s = v.start();
+      const part = 100 * 1024;
+      const bytes = randomBytes(2 * part);
+      const ino = await v.newFile('a');
+      await put(v, s, ino, 0, bytes);
+      await s.data.flush(ino);
+      s.capsule.arena.makeRoom!(400 * MIB);
+      // The first half anew: it is cached, the second one is only in the store.
+      randomBytes(part).copy(bytes);
+      await put(v, s, ino, 0, bytes.subarray(0, part));
+      await s.data.flush(ino);
+      await new Promise(go => setImmediate(go));
+      assert.equal(s.data.stats().cached, part);
+      // Somebody else needs all the memory there is, between the two.
+      let taken: number | undefined;
+      pressed = () => {
+        s.capsule.arena.makeRoom!(400 * MIB);
+        taken = s.capsule.arena.alloc(part);
+        if (taken !== undefined) s.capsule.arena.bytes.fill(0, taken, taken + part);
+      };
+      assert.ok((await readAll(s.data, ino, bytes.length)).equals(bytes));
+      assert.notEqual(taken, undefined, 'the second half was read at hand');
+      await s.data.shutdown();
+    } finally {
+      await v.dispose();
+    }
+  });
+
   it('a read of which one part fails gives the memory of the others back', async () => {
     const v = await makeVolume({
       wrap: store => ({
