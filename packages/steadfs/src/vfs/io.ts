@@ -5,7 +5,8 @@ import { faultPoint } from '@steadfs/fuse/fault';
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, TRASH } from '../format/ino.ts';
 import { now } from '../meta/clock.ts';
-import type { AttrSet, Op, TimeSet } from '../meta/engine.ts';
+import type { AttrSet, Cred, Op, TimeSet } from '../meta/engine.ts';
+import { modeAfterWrite } from '../meta/ops/access.ts';
 import {
   FALLOC_KEEP_SIZE,
   FALLOC_PUNCH_HOLE,
@@ -188,7 +189,7 @@ export function ioMethods(core: Core): IoMethods {
       const changed = held ? await frozen(ctx, ino, 0, MAX_LENGTH, work) : await work(ctx.op);
       attr = await core.current(ctx, ino, changed);
     } catch (error) {
-      return changeRemoved(ino, wanted, error);
+      return changeRemoved(ino, cred, wanted, error);
     }
     core.changed(ino, attr);
     if (set.mtime !== undefined) {
@@ -198,8 +199,8 @@ export function ioMethods(core: Core): IoMethods {
     return core.attrOut(ino, attr);
   }
 
-  /** Attributes of an inode that is gone, but held as a working directory or by O_PATH, live in the capsule alone. */
-  function changeRemoved(ino: Ino, set: AttrSet, error: unknown): AttrOut {
+  /** Attributes of an inode that is gone, but held as a working directory, by O_PATH or as an open FIFO, live in the capsule alone. */
+  function changeRemoved(ino: Ino, cred: Cred, set: AttrSet, error: unknown): AttrOut {
     const attr = error === ENOENT ? inodes.removed(ino) : undefined;
     if (attr === undefined) throw error;
     const t = now();
@@ -207,9 +208,13 @@ export function ioMethods(core: Core): IoMethods {
       wanted === undefined ? { sec, nsec } : wanted === 'now' ? t : wanted;
     const atime = time(set.atime, attr.atime, attr.atimensec);
     const mtime = time(set.mtime, attr.mtime, attr.mtimensec);
+    // As setattr does it (ops/attrs.ts).
+    const chowned = set.uid !== undefined || set.gid !== undefined;
+    const after = modeAfterWrite(cred, attr.mode, attr.gid);
+    const kill = attr.type !== FileType.directory && (chowned || set.killSuidgid === true) ? attr.mode ^ after : 0;
     const changed: Attr = {
       ...attr,
-      mode: set.mode ?? attr.mode,
+      mode: set.mode === undefined ? attr.mode & ~kill : set.mode & ~(chowned ? kill : 0),
       uid: set.uid ?? attr.uid,
       gid: set.gid ?? attr.gid,
       atime: atime.sec,

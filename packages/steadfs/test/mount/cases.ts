@@ -5,6 +5,8 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import {
+  chmodSync,
+  chownSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -70,6 +72,7 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
   removed(dir) {
     mkdirSync(`${dir}/cwd`);
     writeFileSync(`${dir}/file`, 'x'.repeat(1234));
+    chmodSync(`${dir}/file`, 0o6755);
     process.chdir(`${dir}/cwd`);
     const path = ok(c.open(`${dir}/file`, O.PATH), 'O_PATH');
     const open = ok(c.open(`${dir}/held`, O.CREAT | O.RDWR), 'held');
@@ -77,6 +80,9 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
     ok(c.unlink(`${dir}/held`), 'unlink held');
     rmdirSync(`${dir}/cwd`);
     unlinkSync(`${dir}/file`);
+    assert.equal(statOf(c.fstat(path, c.AT.STATX_FORCE_SYNC)).mode & 0o7777, 0o6755);
+    chownSync(`/proc/self/fd/${path}`, process.getuid!(), process.getgid!());
+    assert.equal(statOf(c.fstat(path, c.AT.STATX_FORCE_SYNC)).mode & 0o7777, 0o755, 'chown takes set-id bits away');
     const check = () => {
       const s = statOf(c.fstat(path, c.AT.STATX_FORCE_SYNC));
       assert.deepEqual([s.size, s.nlink], [1234, 0]);
