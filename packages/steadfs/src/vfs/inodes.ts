@@ -1,7 +1,7 @@
 /**
  * What is known of open inodes, of inodes that the kernel may have pages of, and of removed ones that it still holds.
  *
- * Section `vfs.removed` version 1, 128 bytes a record: state u32 @0 (1), length of the attributes u32 @4, inode f64 @8, attributes as format/attr.ts encodes
+ * Section `vfs.removed` version 1, 128 bytes a record: state u32 @0 (1; 2: the kernel gave references up since), length of the attributes u32 @4, inode f64 @8, attributes as format/attr.ts encodes
  * them @16. An inode that is held without a handle (a working directory, O_PATH) is deleted at once when its last name goes; its last
  * attributes answer GETATTR until the kernel forgets it.
  */
@@ -48,6 +48,8 @@ const REMOVED_SIZE = 128;
 const REMOVED_MAX = 1 << 17;
 /** Removed inodes that were forgotten stay a while: a FORGET may be for one of several look-ups only. */
 const FORGOTTEN_MAX = 1024;
+/** State of a record. */
+const FORGOTTEN = 2;
 
 export class Inodes {
   readonly #open = new Map<Ino, OpenInode>();
@@ -70,7 +72,10 @@ export class Inodes {
       const ino = this.#records.view.getFloat64(this.#records.offsetOf(index) + 8, true);
       // Two of one inode: the process died between storing the newer and freeing the older.
       if (this.#removed.has(ino)) this.#records.free(index);
-      else this.#removed.set(ino, index);
+      else {
+        this.#removed.set(ino, index);
+        if (this.#records.state(index) === FORGOTTEN) this.#forgotten.push(ino);
+      }
     }
   }
 
@@ -217,7 +222,9 @@ export class Inodes {
 
   /** The kernel gave up (some of) its references. */
   forget(ino: Ino): void {
-    if (this.#removed.size === 0 || !this.#removed.has(ino)) return;
+    const index = this.#removed.get(ino);
+    if (index === undefined) return;
+    this.#records.setState(index, FORGOTTEN);
     this.#forgotten.push(ino);
     if (this.#forgotten.length > FORGOTTEN_MAX) this.#dropRemoved(this.#forgotten.shift()!);
   }

@@ -89,6 +89,21 @@ test('items of any length come back in order, and only whole ones', () =>
     assert.deepEqual(new Items(again()).load(owner).map(String), wanted.get(owner)!.map(String));
   }));
 
+test('what was forgotten before a restart goes after it', () =>
+  withCapsule((capsule, again) => {
+    let inodes = new Inodes(capsule);
+    for (let round = 0; round < 20; round++) {
+      for (let i = 0; i < 500; i++) {
+        const ino = 1000 + round * 500 + i;
+        inodes.keepRemoved(ino, anAttr({ length: 1 }));
+        inodes.forget(ino);
+      }
+      inodes = new Inodes(again());
+    }
+    const kept = Array.from({ length: 10_000 }, (_, i) => 1000 + i).filter(ino => inodes.removed(ino) !== undefined);
+    assert.equal(kept.length, 1024);
+  }));
+
 test('removed inodes keep their attributes until they are forgotten', () =>
   withCapsule((capsule, again) => {
     const inodes = new Inodes(capsule);
