@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { promisify } from 'node:util';
 import { abortMount, missing, openVolume } from '../support/volume.ts';
-import { faultBundle } from './faults.ts';
+import { faultBundle, until } from './faults.ts';
 
 const lack = missing('steadfs') ?? (process.getuid?.() === 0 ? undefined : 'needs root');
 const run = promisify(execFile);
@@ -36,9 +36,12 @@ for (const [point, done] of [
       await others;
       assert.equal((await sh(`ls ${dir}/there; cat ${dir}/file`)).stdout, done ? 'poison\ntext\n' : 'text\n');
       await sh(`mkdir ${dir}/there/good`);
-      const lines = readFileSync(join(base, 'log'), 'utf8')
-        .split('\n')
-        .filter(line => line.includes('has crashed the service'));
+      // Lines are written a moment later.
+      const said = () =>
+        readFileSync(join(base, 'log'), 'utf8')
+          .split('\n')
+          .filter(line => line.includes('has crashed the service'));
+      const lines = await until('logged', () => (said().length > 0 ? said() : undefined));
       assert.equal(lines.length, 1, lines.join('\n'));
       assert.match(lines[0]!, /MKDIR of inode \d+ .*crashed the service 3 times: answered EIO/);
       bad = false;

@@ -58,7 +58,7 @@ test('status and log say what is wrong and since when, and a write waits', { ski
     await network.metaProxy!.flow();
     assert.equal(await made, 0);
     await until(() => troubles().length === 0 || JSON.stringify(troubles()), 'no trouble with Redis any more');
-    assert.match(readFileSync(join(volume.base, 'log'), 'utf8'), /writes go on after \d+ s/);
+    await until(() => /writes go on after \d+ s/.test(readFileSync(join(volume.base, 'log'), 'utf8')), 'the log');
   } finally {
     await network.metaProxy!.flow();
     await network.storeProxy!.rule(undefined);
