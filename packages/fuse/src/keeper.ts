@@ -31,7 +31,7 @@
  * Helper processes of the keeper (only `sleep`) and of the service are started without these fds: a forgotten copy would keep a dead mount alive.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { readlinkSync, realpathSync, writeFileSync } from 'node:fs';
+import { realpathSync, writeFileSync } from 'node:fs';
 import { getPriority, setPriority } from 'node:os';
 import { EINVAL, ENOENT } from './errno.ts';
 import { EXIT_LOCKED, EXIT_REFUSED, FD_LAUNCH, FD_LIFE, FD_REPORT, FD_STATE, type HeldFds } from './launch.ts';
@@ -378,13 +378,4 @@ export function watchKeeper(
       unwatch();
     },
   };
-}
-
-/** Where a process's stdout goes, for messages. */
-export function logOf(pid: number): string {
-  try {
-    return readlinkSync(`/proc/${pid}/fd/2`);
-  } catch {
-    return '?';
-  }
 }

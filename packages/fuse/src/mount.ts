@@ -7,7 +7,7 @@
 import { spawn } from 'node:child_process';
 import { readFileSync, statSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import { EACCES, EBUSY, EINVAL, ENOTCONN, EPERM, Errno, ETIMEDOUT } from './errno.ts';
+import { EACCES, EBUSY, EINVAL, EPERM, Errno, ETIMEDOUT } from './errno.ts';
 import type { MountOptions } from './service-types.ts';
 import * as sys from './sys.ts';
 
@@ -155,11 +155,6 @@ const FLAGS: Record<string, [set: number, clear: number]> = {
   relatime: [sys.MS_RELATIME, 0],
   strictatime: [sys.MS_STRICTATIME, 0],
 };
-
-/** True for the names that {@link MountOptions.flags} takes. */
-export function isMountFlag(name: string): boolean {
-  return Object.hasOwn(FLAGS, name);
-}
 
 /** MS_* of the options; nosuid and nodev unless they are given back. */
 export function mountFlags(options: MountOptions): number {
@@ -320,9 +315,4 @@ export async function usersOf(mountPoint: string): Promise<{ pid: number; comman
     found.push({ pid: Number(pid), command: comm.trim() });
   }
   return found;
-}
-
-/** ENOTCONN for messages: nobody serves the mount. */
-export function deadMountError(mountPoint: string): Errno {
-  return ENOTCONN.because(`nobody serves ${mountPoint} any more; unmount it`);
 }

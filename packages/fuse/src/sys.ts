@@ -281,16 +281,6 @@ export function sleeps(): number {
   c.getrusage(RUSAGE_THREAD, usageMemory.address);
   return usageMemory.view.getUint32(128, true);
 }
-/** writev(2) on a thread of libuv's pool, for writes that may wait (notifications). Resolves to its result or -errno. */
-export function writevAsync(fd: number, iovecs: number, count: number): Promise<number> {
-  return new Promise((resolve, reject) =>
-    c.writev.async(fd, iovecs, count, (error: unknown, n: number) => {
-      // koffi restores errno of the call before the callback.
-      if (error) reject(error);
-      else resolve(n < 0 ? -koffi.errno() : n);
-    }),
-  );
-}
 /** write(2) on a thread of libuv's pool. */
 export function writeAsync(fd: number, address: number, length: number): Promise<number> {
   return new Promise((resolve, reject) =>

@@ -69,7 +69,7 @@ export function fstabLine(
     .map(([name, value]) => (value === true ? name : `${name}=${String(value)}`));
   const list = flags.get('o');
   if (Array.isArray(list)) options.push(...list.flatMap(l => l.split(',')).filter(o => o !== ''));
-  const comma = options.find(o => o.includes(',') || o.endsWith('='));
+  const comma = options.find(o => o.includes(','));
   if (comma !== undefined) throw new Failure(`--update-fstab: ${comma} cannot be written to /etc/fstab`);
   return `${word(metaUrl)}  ${word(mountPoint)}  steadfs  ${['_netdev', 'nofail', ...options.map(word)].join(',')}  0 0`;
 }

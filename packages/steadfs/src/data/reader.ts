@@ -200,6 +200,7 @@ export function createReader(options: ReaderOptions): Reader {
 
   /** The answer when the parts that are missing are at hand in the store (the page cache of a local one): they are read at once and not cached again. */
   function readNow(items: readonly Item[], sequential: boolean): ReadOut | undefined {
+    if (transfer.getNow === undefined) return undefined;
     const runs: Run[] = [];
     const all: Item[] = [];
     try {

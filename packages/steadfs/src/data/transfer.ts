@@ -47,8 +47,8 @@ export interface Transfer {
   getBlock(key: string, target: Uint8Array, failed: () => void): Promise<void>;
   /** Part of a block; only with a seekable codec. */
   getRange(key: string, offset: number, target: Uint8Array, failed: () => void): Promise<void>;
-  /** Part of a block that is at hand, into `target`; false: it has to be waited for. */
-  getNow(key: string, offset: number, target: Uint8Array): boolean;
+  /** Part of a block that is at hand, into `target`; false: it has to be waited for. Absent where nothing ever is. */
+  getNow?(key: string, offset: number, target: Uint8Array): boolean;
   /** Parts were at hand before: the store has a cache of its own (the page cache of a directory), and a second one of whole blocks gains nothing for reads of parts. */
   readonly cachedBelow: boolean;
   readonly seekable: boolean;
@@ -124,12 +124,15 @@ export function createTransfer(options: TransferOptions): Transfer {
       }
     },
     getBlock: (key, target, failed) => load(key, target, failed, signal => codec.load(store, key, target, signal)),
-    getNow(key, offset, target) {
-      if (!codec.seekable || options.downloadLimit > 0 || store.getNow?.(key, offset, target) !== target.length)
-        return false;
-      cachedBelow = true;
-      return true;
-    },
+    ...(codec.seekable && options.downloadLimit === 0 && store.getNow
+      ? {
+          getNow(key: string, offset: number, target: Uint8Array) {
+            if (store.getNow!(key, offset, target) !== target.length) return false;
+            cachedBelow = true;
+            return true;
+          },
+        }
+      : {}),
     get cachedBelow() {
       return cachedBelow;
     },

@@ -185,7 +185,3 @@ export function aclAllows(
   }
   return !matched && (rule.other & want) === want;
 }
-
-export function equalAcl(a: AclRule, b: AclRule): boolean {
-  return encodeAcl(a).equals(encodeAcl(b));
-}

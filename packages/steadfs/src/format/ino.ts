@@ -24,10 +24,6 @@ export function isTrash(ino: Ino): boolean {
   return ino >= TRASH;
 }
 
-export function isSpecial(ino: Ino): boolean {
-  return ino >= SPECIAL;
-}
-
 /** The 64-bit number of the format. */
 export function inoToBigint(ino: Ino): bigint {
   return ino < SPECIAL ? BigInt(ino) : SPECIAL_STORED + BigInt(ino - SPECIAL);

@@ -25,7 +25,7 @@ export function createShardedStore(stores: readonly ObjectStore[]): ObjectStore 
     create: async () => void (await Promise.all(stores.map(s => s.create()))),
     put: (key, pieces, options) => of(key).put(key, pieces, options),
     get: (key, offset, target, signal) => of(key).get(key, offset, target, signal),
-    getNow: (key, offset, target) => of(key).getNow?.(key, offset, target),
+    ...(stores.every(s => s.getNow) ? { getNow: (key, offset, target) => of(key).getNow!(key, offset, target) } : {}),
     read: (key, max) => of(key).read(key, max),
     head: key => of(key).head(key),
     delete: key => of(key).delete(key),
@@ -39,7 +39,9 @@ export function createShardedStore(stores: readonly ObjectStore[]): ObjectStore 
       const groups = Map.groupBy(keys, of);
       await Promise.all([...groups].map(([store, group]) => store.sync(group)));
     },
-    syncAll: async () => void (await Promise.all(stores.map(s => s.syncAll?.()))),
+    ...(stores.some(s => s.syncAll)
+      ? { syncAll: async () => void (await Promise.all(stores.map(s => s.syncAll?.()))) }
+      : {}),
     close: async () => void (await Promise.all(stores.map(s => s.close()))),
   };
 }

@@ -16,6 +16,7 @@ export function meteredStore(store: ObjectStore, metrics: Metrics): ObjectStore 
       metrics.objectRequests.observe((performance.now() - begin) / 1000, method);
     }
   };
+  const { getNow } = store;
   return {
     toString: () => store.toString(),
     limits: store.limits,
@@ -23,13 +24,23 @@ export function meteredStore(store: ObjectStore, metrics: Metrics): ObjectStore 
     put: (key, pieces, options) =>
       timed('PUT', store.put(key, pieces, options), () => pieces.reduce((sum, p) => sum + p.length, 0)),
     get: (key, offset, target, signal) => timed('GET', store.get(key, offset, target, signal), n => n),
+    ...(getNow && {
+      getNow(key, offset, target) {
+        const begin = performance.now();
+        const n = getNow(key, offset, target);
+        // What is not at hand is asked for again, by `get`.
+        if (n === undefined) return n;
+        metrics.objectBytes.inc(n, 'GET');
+        metrics.objectRequests.observe((performance.now() - begin) / 1000, 'GET');
+        return n;
+      },
+    }),
     read: (key, max) => timed('GET', store.read(key, max), b => b.length),
     head: key => store.head(key),
     delete: key => timed('DELETE', store.delete(key), () => 0),
     list: (prefix, after, limit) => store.list(prefix, after, limit),
     sync: keys => store.sync(keys),
     ...(store.syncAll ? { syncAll: () => store.syncAll!() } : {}),
-    ...(store.syncAll === undefined ? {} : { syncAll: () => store.syncAll!() }),
     close: () => store.close(),
   };
 }

@@ -1,10 +1,15 @@
 /** A store that follows the volume's settings: who serves a call, when the old one is closed, what a denied call does. */
 import assert from 'node:assert/strict';
+import { tmpdir } from 'node:os';
 import { it } from 'node:test';
 import type { Format } from '../../src/format/volume.ts';
+import { createFileStore } from '../../src/object/file.ts';
 import { createFollowingStore } from '../../src/object/following.ts';
 import { createMemStore } from '../../src/object/mem.ts';
+import { createShardedStore } from '../../src/object/sharded.ts';
 import { type ObjectStore, StoreError } from '../../src/object/store.ts';
+import { meteredStore } from '../../src/observe/metered-store.ts';
+import { Metrics } from '../../src/observe/metrics.ts';
 
 const volume = (key: string): Format =>
   ({
@@ -114,4 +119,29 @@ it('settings that cannot be used leave the store in its place', async () => {
   await store.put('a', [Buffer.from('1')]);
   assert.match(s.log.join(), /cannot be used/);
   assert.deepEqual(s.closed, []);
+});
+
+it('what wraps a store passes on all that it can, and nothing that it cannot', async () => {
+  const metrics = new Metrics();
+  for (const inner of [createFileStore({ root: `${tmpdir()}/` }), createMemStore()]) {
+    const following = await createFollowingStore({
+      format: volume('first'),
+      open: async () => inner,
+      reload: async () => undefined,
+      log: () => {},
+    });
+    for (const wrapper of [following, meteredStore(inner, metrics), createShardedStore([inner, inner])]) {
+      const { follow, ...rest } = { follow: undefined, ...wrapper };
+      assert.deepEqual(Object.keys(rest).sort(), Object.keys(inner).sort());
+    }
+  }
+  const root = createFileStore({ root: `${import.meta.dirname}/` });
+  const metered = meteredStore(root, metrics);
+  const target = Buffer.alloc(16);
+  await metered.get('following.test.ts', 0, target);
+  const again = Buffer.alloc(16);
+  assert.equal(metered.getNow!('following.test.ts', 0, again), 16);
+  assert.deepEqual(again, target);
+  assert.equal(metrics.objectBytes.values.get('GET'), 32);
+  await root.close();
 });

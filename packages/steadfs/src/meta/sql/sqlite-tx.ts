@@ -3,7 +3,7 @@ import type { DatabaseSync, SQLInputValue, StatementSync } from 'node:sqlite';
 import { EIO } from '@steadfs/fuse/errno';
 import { type AclRule, decodeAclEntries, encodeAclEntries } from '../../format/acl.ts';
 import { type Attr, FileType } from '../../format/attr.ts';
-import { type Ino, inoFromBigint, inoToBigint, SPECIAL } from '../../format/ino.ts';
+import { type Ino, inoToBigint, SPECIAL } from '../../format/ino.ts';
 import { decodeLocks, encodeLocks, type LockRecord } from '../../format/locks.ts';
 import { CHUNK_SIZE, decodeSlices, encodeSlices, hole, type Slice } from '../../format/slice.ts';
 import { now } from '../clock.ts';
@@ -972,9 +972,4 @@ function rawEntries(names: ReadonlyMap<string, Dentry | null>): RawEntry[] {
 function toBytes(v: NonNullable<Row[number]>): Uint8Array {
   if (v instanceof Uint8Array) return v;
   return Buffer.from(String(v), 'utf8');
-}
-
-/** An inode read with big integers. */
-export function inoOfBig(v: bigint): Ino {
-  return inoFromBigint(v);
 }
