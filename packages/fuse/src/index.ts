@@ -10,15 +10,12 @@ export {
 } from './capsule.ts';
 export * from './capsule-types.ts';
 export * from './errno.ts';
+export { DEFAULT_FLAGS, decodeConnection, type InitOptions, negotiate } from './init.ts';
 export { mountFuse, unmount } from './mount.ts';
 export * from './service-types.ts';
 export {
-  DEFAULT_FLAGS,
-  decodeConnection,
   type FullNotifier,
-  type InitOptions,
   type Log,
-  negotiate,
   type ServeOptions,
   type Session,
   type SessionStats,

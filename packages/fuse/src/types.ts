@@ -252,7 +252,7 @@ export interface Notifier {
   incEpoch(): Promise<boolean>;
 }
 
-/** The file system. Absent methods are answered as the comment in session.ts's table says (never ENOSYS where that is sticky and a later version may implement it). */
+/** The file system. Absent methods are answered as the table in opcodes.ts says (never ENOSYS where that is sticky and a later version may implement it). */
 export interface FileSystem {
   /** After INIT (or adoption), before the first request. */
   init?(connection: Connection, notify: Notifier): Reply<void>;
