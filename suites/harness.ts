@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { accessSync, constants, existsSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
+import type { Volume } from '../packages/steadfs/test/support/volume.ts';
 
 export { removeTree } from '../packages/steadfs/test/support/remove.ts';
 
@@ -14,6 +15,10 @@ export interface Context {
   seed: number;
   /** Folders that hold suites which are not installed: pjdfstest/, xfstests/, ior/. */
   folders: string[];
+  /** Chosen tests of the suite, where it has names for them. */
+  tests: string[];
+  /** One more fresh volume, mounted, of the kind that is judged; it is unmounted after the suite. Not with --dir. */
+  volume?: (name: string) => Promise<Volume>;
 }
 
 export interface Verdict {

@@ -6,7 +6,7 @@
  *     --engine redis | postgres | mariadb                 with its metadata on a server started for the run (sqlite otherwise)
  *
  * --suites DIR (repeatable, or $STEADFS_SUITES with colons) names folders that hold what is not on PATH: pjdfstest/pjdfstest,
- * xfstests/ltp/fsx, ior/src/mdtest. What is missing is skipped with a word. Ends with 1 when something failed.
+ * xfstests/ltp/fsx, xfstests/check, ior/src/mdtest. What is missing is skipped with a word. Ends with 1 when something failed.
  */
 import { chmodSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -24,6 +24,7 @@ import * as pjdfstest from './pjdfstest.ts';
 import * as postgres from './postgres.ts';
 import * as sqlite from './sqlite.ts';
 import * as stressNg from './stress-ng.ts';
+import * as xfstests from './xfstests.ts';
 
 const SUITES: Record<string, Suite> = {
   pjdfstest: pjdfstest.suite,
@@ -37,12 +38,13 @@ const SUITES: Record<string, Suite> = {
   mdtest: mdtest.suite,
   fsstress: mdtest.fsstressSuite,
   'stress-ng': stressNg.suite,
+  xfstests: xfstests.suite,
 };
 
 function usage(): string {
   const list = Object.entries(SUITES).map(([name, suite]) => `  ${name.padEnd(12)}${suite.summary}`);
   return `node suites/run.ts NAME… | all  --dir DIR | --mount [--client juicefs] [--engine ${ENGINES.join('|')}] [--format=FLAGS] [--options=FLAGS]
-  [--full] [--seed N] [--suites DIR] [--verbose] [--keep]\n\n${list.join('\n')}`;
+  [--full] [--seed N] [--tests 'NAME …'] [--suites DIR] [--verbose] [--keep]\n\n${list.join('\n')}`;
 }
 
 /** Prints the failures of one suite (cases of one name folded) and its line of counts. */
@@ -74,6 +76,7 @@ async function main(): Promise<number> {
       options: { type: 'string', default: '--enable-xattr' },
       full: { type: 'boolean', default: false },
       seed: { type: 'string' },
+      tests: { type: 'string', default: '' },
       suites: { type: 'string', multiple: true, default: [] },
       verbose: { type: 'boolean', default: false },
       keep: { type: 'boolean', default: false },
@@ -109,21 +112,34 @@ async function main(): Promise<number> {
   for (const name of names) {
     const scratch = mkdtempSync(join(tmpdir(), 'suite-'));
     chmodSync(scratch, 0o755);
-    let volume: Volume | undefined;
+    const volumes: Volume[] = [];
+    const open = async (label?: string): Promise<Volume> => {
+      const opened = openVolume({
+        client,
+        format: words(values.format),
+        mount: words(values.options),
+        meta: await server!.fresh(),
+        ...(label === undefined ? {} : { name: label }),
+      });
+      volumes.push(opened);
+      return opened;
+    };
     const started = Date.now();
     let verdicts: Verdict[] = [];
     try {
-      if (server)
-        volume = openVolume({
-          client,
-          format: words(values.format),
-          mount: words(values.options),
-          meta: await server.fresh(),
-        });
+      const volume = server && (await open());
       const dir = join(volume?.dir ?? values.dir!, `suite-${name}-${process.pid}`);
       mkdirSync(dir);
       const folders = [...values.suites, ...(process.env.STEADFS_SUITES ?? '').split(':').filter(f => f !== '')];
-      const context: Context = { dir, scratch, full: values.full, seed, folders };
+      const context: Context = {
+        dir,
+        scratch,
+        full: values.full,
+        seed,
+        folders,
+        tests: words(values.tests),
+        ...(server && client === 'steadfs' ? { volume: open } : {}),
+      };
       verdicts = await SUITES[name]!.run(context);
       if (verdicts.some(v => v.failure?.includes('did not end')) && volume) abortMount(volume.dir);
       else if (!values.keep) {
@@ -133,8 +149,10 @@ async function main(): Promise<number> {
     } catch (error) {
       verdicts.push({ name, failure: error instanceof Error ? (error.stack ?? error.message) : String(error) });
     } finally {
-      const fault = volume?.close({ keep: values.keep });
-      if (fault) verdicts.push({ name: 'umount', failure: fault });
+      for (const volume of volumes) {
+        const fault = volume.close({ keep: values.keep });
+        if (fault) verdicts.push({ name: 'umount', failure: fault });
+      }
       if (!values.keep) rmSync(scratch, { recursive: true, force: true });
     }
     failures += report(name, verdicts, (Date.now() - started) / 1000, values.verbose);

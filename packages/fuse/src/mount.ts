@@ -217,6 +217,15 @@ export async function mountFuse(mountPoint: string, options: MountOptions): Prom
   return { fd, device: found.device };
 }
 
+/**
+ * Gives a mount the flags of these options (ro, nosuid, …); the others are fixed. Flags that are not named get their default, as in mount(8)'s remount. Root only.
+ * Read-only is what the kernel enforces from here on: it asks nobody. Throws EBUSY when files are open for writing.
+ */
+export function remountFuse(mountPoint: string, options: MountOptions): void {
+  // Data is left out: fuse ignores it in the mount(2) form of a remount (fs/fuse/inode.c, fuse_parse_param).
+  sys.mount(options.source, mountPoint, `fuse.${options.subtype}`, sys.MS_REMOUNT | mountFlags(options), '');
+}
+
 /** fusermount3 opens and mounts /dev/fuse for us and passes the fd over the socket _FUSE_COMMFD. Never with auto_unmount: it would unmount when we end. */
 async function fusermount(mountPoint: string, options: MountOptions): Promise<number> {
   const [ours, theirs] = sys.socketPair();

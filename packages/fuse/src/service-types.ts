@@ -80,9 +80,11 @@ export interface Started {
   service: number;
 }
 
-/** Settings of an upgrade; what is absent cannot change on a live mount ({@link MountOptions} are compared by the caller with mountState().launch). */
+/** Settings of an upgrade; what is absent cannot change on a live mount. */
 export interface ReplaceSettings {
   mountPoint: string;
+  /** What the launch record says of the mount from now on: flags that the caller has changed or is about to ({@link remountFuse}). The old ones when absent. */
+  mount?: MountOptions;
   arenaSize: number;
   version: string;
   command: readonly string[];

@@ -300,7 +300,8 @@ export async function replaceMount(settings: ReplaceSettings): Promise<Replaced>
   const { uid } = statSync(`/proc/${state.service?.pid ?? state.keeper?.pid}`);
   if (uid !== sys.geteuid()) throw EACCES.because(`${mountPoint} is served by user ${uid}: that user can replace it`);
   const fds = await fdsOf(state, old);
-  const launch: Launch = { ...old, version, command, options, arenaSize, created: Date.now() };
+  const { mount = old.mount } = settings;
+  const launch: Launch = { ...old, mount, version, command, options, arenaSize, created: Date.now() };
   if (log === undefined) delete launch.log;
   else launch.log = log;
   faultPoint('command.has-fds');

@@ -138,18 +138,7 @@ const ENVIRONMENT =
   /^(META_PASSWORD|META_PASSWORD_FILE|REDIS_PASSWORD|SENTINEL_PASSWORD|SENTINEL_PASSWORD_FOR_OBJ|AWS_.*|MINIO_.*|JFS_.*|STEADFS_.*|HTTPS?_PROXY|NO_PROXY|https?_proxy|no_proxy|SSL_CERT_FILE|NODE_EXTRA_CA_CERTS|TZ|HOME|PGSSL.*)$/;
 
 /** Options that mount(8) and fstab give and that mean nothing here. */
-const IGNORED = new Set([
-  'rw',
-  'defaults',
-  '_netdev',
-  'nofail',
-  'auto',
-  'noauto',
-  'users',
-  'user',
-  'async',
-  'nonempty',
-]);
+const IGNORED = new Set(['defaults', '_netdev', 'nofail', 'auto', 'noauto', 'users', 'user', 'async', 'nonempty']);
 const KERNEL_FLAGS = new Set([
   'nosuid',
   'suid',
@@ -172,6 +161,8 @@ export interface MountPlan {
   options: Omit<ServiceOptions, 'metaUrl' | 'volume'>;
   /** -o nonempty */
   nonempty: boolean;
+  /** -o remount: there must be a live mount. */
+  remount: boolean;
 }
 
 function within(flags: Flags, name: string, least: number, most: number): number {
@@ -206,6 +197,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
   let allowOther = root;
   let nonempty = false;
   let asyncDio = false;
+  let remount = false;
   const generic: string[] = [];
   for (const option of flags
     .list('o')
@@ -217,6 +209,8 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
     else if (KERNEL_FLAGS.has(option)) generic.push(option);
     else if (option === 'nonempty') nonempty = true;
     else if (option === 'async_dio') asyncDio = true;
+    else if (option === 'remount') remount = true;
+    else if (option === 'rw') readOnly = false;
     else if (!IGNORED.has(option) && !/^(x-|comment=)/.test(option)) throw new Failure(`-o ${option}: not supported`);
   }
   const defaultPermissions = !flags.bool('non-default-permission') && !allSquash && !rootSquash;
@@ -233,6 +227,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
 
   return {
     nonempty,
+    remount,
     kernel: {
       source: '',
       subtype: 'steadfs',

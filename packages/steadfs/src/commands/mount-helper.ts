@@ -7,7 +7,7 @@ import type { Flag } from './command.ts';
 import { Failure, messageOf } from './failure.ts';
 
 /** Options that are for mount(8) or the boot, not for the file system. */
-const FOR_OTHERS = /^(_netdev|nofail|rw|defaults|remount|background|auto|noauto|user|nouser|users|x-.*|comment=.*)$/;
+const FOR_OTHERS = /^(_netdev|nofail|defaults|background|auto|noauto|user|nouser|users|x-.*|comment=.*)$/;
 /** As the Go client's helper has them (spec/cli.md §5). */
 const OLD_NAMES: Record<string, string> = {
   attrcacheto: 'attr-cache',
@@ -16,8 +16,7 @@ const OLD_NAMES: Record<string, string> = {
 };
 
 /**
- * Arguments for `steadfs`: `-o` words that are flags of mount become flags, the others stay in -o. A remount replaces the process that serves, as `steadfs mount`
- * on a live mount does. Undefined: nothing is to be done (-f). Throws Failure for a flag without its value.
+ * Arguments for `steadfs`: `-o` words that are flags of mount become flags, the others stay in -o. Undefined: nothing is to be done (-f). Throws Failure for a flag without its value.
  */
 export function helperArguments(args: readonly string[], flags: readonly Flag[]): string[] | undefined {
   const byName = new Map(flags.flatMap(f => [f.name, ...(f.aliases ?? [])].map(name => [name, f] as const)));

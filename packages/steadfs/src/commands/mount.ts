@@ -1,8 +1,10 @@
 /** `steadfs mount META-URL MOUNTPOINT`: a fresh mount, or a smooth upgrade of the one that is there. */
 import { accessSync, closeSync, constants, existsSync, openSync, readdirSync, realpathSync, statSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
+import { EBUSY, Errno } from '@steadfs/fuse/errno';
+import { remountFuse } from '@steadfs/fuse/mount';
 import { endMount, mountState, replaceMount, startMount } from '@steadfs/fuse/service';
-import type { MountState } from '@steadfs/fuse/service-types';
+import type { MountOptions as KernelMountOptions, MountState } from '@steadfs/fuse/service-types';
 import { makeFolder } from '../observe/log.ts';
 import { installRuntime } from '../runtime.ts';
 import { carryOver, fixedOption } from '../vfs/mount-options.ts';
@@ -58,6 +60,7 @@ On a mount point where the same volume is mounted already, this version and thes
 
     plan.kernel.source = `Steadfs:${format.Name}`;
     const options: ServiceOptions = { ...plan.options, metaUrl, volume: { name: format.Name, uuid: format.UUID } };
+    if (plan.remount && !live) throw new Failure(`-o remount: no volume is mounted at ${mountPoint}`);
     if (live && live.source !== plan.kernel.source)
       throw new Failure(
         `${mountPoint} is busy: ${live.source} is mounted there (unmount it, or mount over it with --over-mount)`,
@@ -81,10 +84,14 @@ On a mount point where the same volume is mounted already, this version and thes
 
     const patience = process.env.JFS_MOUNT_TIMEOUT ? { timeout: Number(process.env.JFS_MOUNT_TIMEOUT) * 1000 } : {};
     if (live) {
-      carryOptions(live, plan.kernel, options);
-      const replaced = await replaceMount({ ...settings, ...patience }).catch((error: unknown) => {
+      const before = carryOptions(live, plan.kernel, options);
+      if (plan.kernel.readOnly) changeFlags(mountPoint, before, plan.kernel);
+      const replaced = await replaceMount({ ...settings, mount: plan.kernel, ...patience }).catch((error: unknown) => {
+        if (plan.kernel.readOnly) changeFlags(mountPoint, plan.kernel, before);
         throw new Failure(`${mountPoint} goes on as it was, the upgrade was given up: ${messageOf(error)}`);
       });
+      // Only now is there a process that may write.
+      if (!plan.kernel.readOnly) changeFlags(mountPoint, before, plan.kernel);
       const { from, to, pause, carriedOver } = replaced.takeover;
       const carried = Object.entries(carriedOver)
         .filter(([, n]) => n > 0)
@@ -172,12 +179,21 @@ function isBelow(folder: string, path: string): boolean {
   return inside(join(realpathSync(existing), rest));
 }
 
-/** Refuses what a live mount cannot change, and keeps what belongs to it. */
-function carryOptions(
-  live: MountState,
-  kernel: { allowOther?: boolean; defaultPermissions?: boolean; maxRead?: number; flags?: readonly string[] },
-  options: ServiceOptions,
-): void {
+/** ro, rw, nosuid and the other flags of a live mount. */
+function changeFlags(mountPoint: string, before: KernelMountOptions, now: KernelMountOptions): void {
+  if (flagsOf(before) === flagsOf(now)) return;
+  try {
+    remountFuse(mountPoint, now);
+  } catch (error) {
+    const why = error instanceof Errno && error.errno === EBUSY.errno ? 'files are open for writing' : messageOf(error);
+    throw new Failure(`${mountPoint} cannot be remounted ${now.readOnly ? 'read-only' : 'with these options'}: ${why}`);
+  }
+}
+
+const flagsOf = (kernel: KernelMountOptions): string => [...(kernel.flags ?? []), kernel.readOnly ? 'ro' : 'rw'].join();
+
+/** Refuses what a live mount cannot change, and keeps what belongs to it. Answers the mount's options until now. */
+function carryOptions(live: MountState, kernel: KernelMountOptions, options: ServiceOptions): KernelMountOptions {
   const launch = live.launch;
   if (!launch)
     throw new Failure(`${live.mountPoint} cannot be upgraded: ${live.message ?? 'its options cannot be read'}`);
@@ -195,7 +211,7 @@ function carryOptions(
   if ((launch.mount.allowOther ?? false) !== (kernel.allowOther ?? false)) refuse('-o allow_other');
   if ((launch.mount.defaultPermissions ?? false) !== (kernel.defaultPermissions ?? false))
     refuse('-o default_permissions');
-  if ((launch.mount.flags ?? []).join() !== (kernel.flags ?? []).join())
-    refuse(`-o ${(kernel.flags ?? []).join() || (launch.mount.flags ?? []).join()}`);
+  if (flagsOf(launch.mount) !== flagsOf(kernel) && process.getuid!() !== 0) refuse(`-o ${flagsOf(kernel)}`);
   options.mount = carryOver(old.mount, options.mount);
+  return launch.mount;
 }

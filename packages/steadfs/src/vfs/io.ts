@@ -1,6 +1,18 @@
 /** Requests about open files and attributes. */
 import type { AttrOut, Context, FileSystem, OpenOut, SetattrIn } from '@steadfs/fuse';
-import { EACCES, EBADF, EFBIG, EINVAL, EISDIR, ENOENT, ENXIO, EOPNOTSUPP, EPERM, ESTALE } from '@steadfs/fuse/errno';
+import {
+  EACCES,
+  EBADF,
+  EFBIG,
+  EINVAL,
+  EISDIR,
+  ENOENT,
+  ENOSPC,
+  ENXIO,
+  EOPNOTSUPP,
+  EPERM,
+  ESTALE,
+} from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, TRASH } from '../format/ino.ts';
@@ -25,6 +37,8 @@ import { learn, type OpenInode } from './inodes.ts';
 import { closeInternal, openInternal, pollInternal, readInternal, writeInternal } from './internal-files.ts';
 import type { MaybePromise } from './maybe.ts';
 
+/** Bytes that statfs shows as free in every volume without a limit, however full: 0.2 PiB and more. */
+const ALWAYS_FREE = 2 ** 47;
 const MAX_LENGTH = Number.MAX_SAFE_INTEGER;
 const SUID_SGID = 0o6000;
 /** One call copies at most this: 2^32 - 64 MiB, so that the reply fits 32 bits. */
@@ -496,6 +510,11 @@ export function ioMethods(core: Core): IoMethods {
       if (offset + length > MAX_LENGTH) throw EFBIG;
       core.mayWrite();
       const { ino } = inode;
+      if (length > ALWAYS_FREE && (mode & FALLOC_PUNCH_HOLE) === 0) {
+        // Nothing is set aside here, but what statfs says is not there cannot be promised. Smaller requests meet only limits, which the engine checks.
+        const growth = offset + length - Math.max(offset, (await core.attrOf(inode)).length);
+        if (growth > (await engine.statfs(core.root)).availSpace) throw ENOSPC;
+      }
       const attr = await frozen(ctx, ino, 0, MAX_LENGTH, op =>
         engine.fallocate(op, core.cred(ctx), ino, offset, length, mode),
       );

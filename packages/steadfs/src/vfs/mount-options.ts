@@ -72,16 +72,20 @@ export const defaultMountOptions: MountOptions = {
  * What a live mount cannot change: open files and kernel caches stand on it, or mount(2) and INIT fixed it. `mountedAt`, `uid` and `gid`
  * are what they were at the mount and are carried over in silence.
  */
-export const FIXED_OPTIONS = ['subdir', 'readOnly', 'defaultPermissions', 'prefixInternal'] as const;
+export const FIXED_OPTIONS = ['subdir', 'defaultPermissions', 'prefixInternal'] as const;
 
 /** The first option that differs and cannot take effect on a live mount; undefined when the change is possible. */
 export function fixedOption(live: MountOptions, wanted: MountOptions): (typeof FIXED_OPTIONS)[number] | undefined {
   return FIXED_OPTIONS.find(name => live[name] !== wanted[name]);
 }
 
-/** Options for a live mount: those wanted, with what belongs to the mount itself kept. */
+/**
+ * Options for a live mount: those wanted, with what belongs to the mount itself kept. A service that could write goes on so when the mount becomes
+ * read-only: it still has data to store, and the kernel lets nothing new through.
+ */
 export function carryOver(live: MountOptions, wanted: MountOptions): MountOptions {
-  return { ...wanted, mountedAt: live.mountedAt, uid: live.uid, gid: live.gid };
+  const { mountedAt, uid, gid } = live;
+  return { ...wanted, readOnly: live.readOnly && wanted.readOnly, mountedAt, uid, gid };
 }
 
 /** `uid:gid` of --root-squash and --all-squash; an empty part is nobody or nogroup, and so is 0. Throws RangeError for anything else. */

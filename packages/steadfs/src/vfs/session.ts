@@ -35,7 +35,8 @@ export async function openSession(
   let { lost } = before ?? {};
   let identity: SessionIdentity;
   try {
-    identity = before ? await engine.adoptSession(before, info) : await engine.newSession(info);
+    // 0: the mount was read-only until now.
+    identity = before && before.sid !== 0 ? await engine.adoptSession(before, info) : await engine.newSession(info);
   } catch (error) {
     if (!(error instanceof Errno && error.errno === ESTALE.errno)) throw error;
     // Before the new session is noted: a process that dies between comes by here again.

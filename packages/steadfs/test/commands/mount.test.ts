@@ -3,6 +3,7 @@
 /** A volume from format to umount by the command line: background and foreground, live options, refusals, dead mounts. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -128,7 +129,7 @@ test('mount on a live mount is an upgrade; what cannot change is refused', { ski
     );
     assert.equal(sh('cat mp/d/g').output, 'hello\n');
 
-    for (const flags of [['--max-fuse-io', '1M'], ['--read-only'], ['--subdir', 'd'], ['-o', 'noexec']]) {
+    for (const flags of [['--max-fuse-io', '1M'], ['--prefix-internal'], ['--subdir', 'd'], ['-o', 'async_dio']]) {
       const refused = await steadfs(['mount', '-d', '--log', log, url, mp, ...flags]);
       assert.equal(refused.status, 1, refused.stdout);
       assert.match(refused.stderr, /cannot change on a live mount/);
@@ -146,6 +147,47 @@ test('mount on a live mount is an upgrade; what cannot change is refused', { ski
   await sleep(200);
   await ok('umount', mp, '--force');
   assert.equal(mountOf(mp), undefined);
+});
+
+test('a live mount becomes read-only and writable again', {
+  skip: lack ?? (root ? false : 'it needs root'),
+}, async () => {
+  const flags = (): string =>
+    / - fuse\.steadfs \S+ (r[ow])/.exec(readFileSync('/proc/self/mountinfo', 'utf8').split(` ${mp} `)[1]!)![1]!;
+  const remount = (...words: string[]) => steadfs(['mount', '-d', '--log', log, '--metrics', '', url, mp, ...words]);
+  const none = await remount('-o', 'remount,ro');
+  assert.match(none.stderr, /-o remount: no volume is mounted/);
+  assert.equal(mountOf(mp), undefined);
+
+  await mount();
+  assert.equal(sh('echo one > mp/file').output, '');
+  const writer = spawn('sh', ['-c', 'exec 3>> mp/file; echo open; read wait; echo two >&3'], { cwd: folder });
+  await once(writer.stdout, 'data');
+  const busy = await remount('-o', 'remount,ro');
+  assert.match(busy.stderr, /cannot be remounted read-only: files are open for writing/);
+  assert.equal(flags(), 'rw');
+  writer.stdin.end('\n');
+  await once(writer, 'exit');
+
+  assert.equal((await remount('-o', 'remount,ro')).stderr, '');
+  assert.equal(flags(), 'ro');
+  process.kill((await state()).service!.pid, 'SIGKILL');
+  assert.deepEqual(sh('cat mp/file; echo three 2>&1 > mp/file').output.split('\n').slice(0, 2), ['one', 'two']);
+  assert.match(sh('echo three > mp/new').output, /Read-only file system/);
+  await mount();
+  assert.equal(flags(), 'rw');
+  assert.equal(sh('echo three >> mp/file && cat mp/file').output, 'one\ntwo\nthree\n');
+  await ok('umount', mp);
+
+  // Without a session until it may write.
+  await mount('--read-only');
+  const sessions = async () => (JSON.parse(await ok('status', url)) as { Sessions: unknown[] }).Sessions.length;
+  assert.equal(await sessions(), 0);
+  assert.match(sh('rm mp/file').output, /Read-only file system/);
+  assert.equal((await remount('-o', 'remount,rw')).stderr, '');
+  assert.equal(await sessions(), 1);
+  assert.equal(sh('cat mp/file && rm mp/file').output, 'one\ntwo\nthree\n');
+  await ok('umount', mp);
 });
 
 test('the service is started again after kill -9, another volume is refused, and so is a second one', {

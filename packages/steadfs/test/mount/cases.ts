@@ -161,6 +161,7 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
     fails(c.fallocate(fd, FALLOC.COLLAPSE, 0, 4096), 'EOPNOTSUPP', 'collapse');
     ok(c.fallocate(fd, FALLOC.KEEP_SIZE, 0, 10_000), 'keep size');
     assert.equal(statOf(c.fstat(fd)).size, 0);
+    fails(c.fallocate(fd, 0, 0, 2 ** 52), 'ENOSPC', 'more than statfs shows');
     ok(c.fallocate(fd, 0, 0, 10_000), 'allocate');
     assert.equal(statOf(c.fstat(fd)).size, 10_000);
     ok(c.pwrite(fd, Buffer.alloc(10_000, 1), 10_000, 0), 'write');

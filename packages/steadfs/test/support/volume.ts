@@ -24,6 +24,8 @@ export interface VolumeOptions {
   client?: Client;
   /** Flags of `format`, such as ['--trash-days', '0'], which is the default; 'there': the volume exists, mount it once more. */
   format?: string[] | 'there';
+  /** Its name; `judged` otherwise. */
+  name?: string;
   /** Flags of `mount`. */
   mount?: string[];
   /** Where database, objects, log and mount point go; a new folder below the system's temporary folder otherwise. */
@@ -170,7 +172,7 @@ export function openVolume(options: VolumeOptions = {}): Volume {
   if (options.format !== 'there') {
     const formatArgs = options.format ?? ['--trash-days', '0'];
     const store = options.store ?? ['--storage', 'file', '--bucket', `${base}/objects/`];
-    check(runClient(client, ['format', ...formatArgs, ...store, meta, 'judged']), 'format');
+    check(runClient(client, ['format', ...formatArgs, ...store, meta, options.name ?? 'judged']), 'format');
   }
   check(runClient(client, mountArgs), 'mount');
   if (!mountOf(dir)) throw new Error(`${client} mount ended with 0, and ${dir} is not mounted`);
