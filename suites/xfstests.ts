@@ -11,8 +11,8 @@ import { type Context, execute, find, isRoot, onPath, type Suite, skip, tail, ty
 /** Tests that a FUSE file system, or this one, cannot pass, with the reason. */
 const CANNOT: Record<string, string> = {};
 
-/** Options of every mount: what is off by default and has tests. */
-const OPTIONS = ['dev', 'suid', 'enable-xattr', 'enable-cap', 'enable-ioctl', 'metrics='];
+/** Options of every mount: what is off by default and has tests, and no files of our own. */
+const OPTIONS = ['dev', 'suid', 'hide-internal', 'enable-xattr', 'enable-cap', 'enable-ioctl', 'metrics='];
 
 const quote = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`;
 
@@ -36,7 +36,7 @@ function writeTools(folder: string, volumes: Record<string, { meta: string; log:
     '  esac',
     '  set -- "$@" "$word"',
     'done',
-    `exec ${quote(helper)} "$@" -o "log=$log,${OPTIONS.join(',')}"`,
+    `exec ${quote(helper)} -o "log=$log,${OPTIONS.join(',')}" "$@"`,
   ]);
   // Without a path df looks at every mount of the machine, also at those that hang.
   script('df', [
@@ -74,22 +74,24 @@ async function run(context: Context): Promise<Verdict[]> {
   if (!existsSync(join(folder, 'ltp/fsstress'))) return skip('xfstests', `${folder} is not built`);
   if (!isRoot()) return skip('xfstests', 'it needs root');
   if (!context.volume) return skip('xfstests', 'it mounts volumes of its own: --mount, client steadfs');
-  const test = await context.volume('xtest');
-  const scratch = await context.volume('xscratch');
+  // Names of this run alone: xfstests looks for its devices among all mounts.
+  const names = { test: `xtest-${process.pid}`, scratch: `xscratch-${process.pid}` };
+  const test = await context.volume(names.test);
+  const scratch = await context.volume(names.scratch);
   const tools = join(context.scratch, 'bin');
   const results = join(context.scratch, 'results');
   mkdirSync(results);
   writeTools(tools, {
-    'Steadfs:xtest': { meta: test.meta, log: join(test.base, 'log') },
-    'Steadfs:xscratch': { meta: scratch.meta, log: join(scratch.base, 'log') },
+    [`Steadfs:${names.test}`]: { meta: test.meta, log: join(test.base, 'log') },
+    [`Steadfs:${names.scratch}`]: { meta: scratch.meta, log: join(scratch.base, 'log') },
   });
   const config = join(context.scratch, 'config');
   const settings = {
     FSTYP: 'fuse',
     FUSE_SUBTYP: '.steadfs',
-    TEST_DEV: 'Steadfs:xtest',
+    TEST_DEV: `Steadfs:${names.test}`,
     TEST_DIR: test.dir,
-    SCRATCH_DEV: 'Steadfs:xscratch',
+    SCRATCH_DEV: `Steadfs:${names.scratch}`,
     SCRATCH_MNT: scratch.dir,
     RESULT_BASE: results,
   };
