@@ -299,6 +299,8 @@ function faultyCreate(fileSystem: FileSystem, how: string, go: string): void {
       });
       return new Promise<never>(() => {});
     }
+    if (text === 'spin') for (;;);
+    if (text === 'stuck' && !existsSync(go)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
     while (text === 'slow' && !existsSync(go)) await new Promise(resolve => setTimeout(resolve, 5));
     return create.call(fileSystem, ctx, parent, name, mode, umask, flags, kill);
   };
@@ -313,6 +315,7 @@ if (import.meta.main) {
     arenaSize: 320 * 2 ** 20,
     options: { fault: process.env.STEADFS_NOTES_FAULT },
     ...(process.env.STEADFS_NOTES_LOG && { log: process.env.STEADFS_NOTES_LOG }),
+    hangLimit: Number(process.env.STEADFS_NOTES_HANG_LIMIT ?? 60),
   };
   const mount = { source: 'notes', subtype: 'notes', defaultPermissions: true };
   const show = (value: unknown) => console.log(JSON.stringify(value));

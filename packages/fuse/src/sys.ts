@@ -156,6 +156,8 @@ const c = {
   execve: bind<(p: string, argv: (string | null)[], env: (string | null)[]) => N>(
     'int execve(const char*, const char**, const char**)',
   ),
+  timerfd: bind<(clock: N, flags: N) => N>('int timerfd_create(int, int)'),
+  timerfdSettime: bind<(fd: N, flags: N, to: N, before: N) => N>('int timerfd_settime(int, int, uintptr_t, uintptr_t)'),
   sched_yield: bind<() => N>('int sched_yield()'),
   geteuid: bind<() => N>('uint geteuid()'),
   getegid: bind<() => N>('uint getegid()'),
@@ -361,6 +363,18 @@ export function pipe(flags = 0): [number, number] {
   const m = scratch();
   check(c.pipe2(m.address, O_CLOEXEC | flags), 'pipe2');
   return [m.view.getInt32(0, true), m.view.getInt32(4, true)];
+}
+/** A timer that is read(2), on CLOCK_MONOTONIC (which stands still while the machine is suspended); close-on-exec, blocking, not set. */
+export function timerfdCreate(): number {
+  return check(c.timerfd(1, O_CLOEXEC), 'timerfd_create');
+}
+/** Lets a timer expire once, in `ms` (more than 0), whatever it was set to. */
+export function timerfdSet(fd: number, ms: number): void {
+  const m = scratch();
+  m.bytes.fill(0, 0, 32);
+  m.view.setBigInt64(16, BigInt(Math.floor(ms / 1000)), true);
+  m.view.setBigInt64(24, BigInt(Math.max(1, Math.floor((ms % 1000) * 1e6))), true);
+  check(c.timerfdSettime(fd, 0, m.address, 0), `timerfd_settime ${fd}`);
 }
 export function memfdCreate(name: string, flags = MFD_CLOEXEC): number {
   return check(c.memfd(name, flags), `memfd_create ${name}`);

@@ -93,6 +93,12 @@ export const mountFlags: readonly Flag[] = [
     default: '0s',
     help: 'time after which an operation that waits for a database or store that does not answer fails with EIO, 0 = it waits',
   },
+  {
+    name: 'hang-limit',
+    type: 'duration',
+    default: '60s',
+    help: 'time after which a service whose event loop stands still is killed and the next one started, 0 = never (under systemd: WatchdogSec=)',
+  },
   { name: 'max-fuse-io', type: 'size', unit: 'B', default: '128K', help: 'largest request of the kernel, at most 1M' },
   // metrics
   { name: 'metrics', type: 'string', default: '127.0.0.1:9567', help: 'address of /metrics; "" for none' },
@@ -163,6 +169,8 @@ export interface MountPlan {
   nonempty: boolean;
   /** -o remount: there must be a live mount. */
   remount: boolean;
+  /** Seconds; 0: none. */
+  hangLimit: number;
 }
 
 function within(flags: Flags, name: string, least: number, most: number): number {
@@ -228,6 +236,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
   return {
     nonempty,
     remount,
+    hangLimit: within(flags, 'hang-limit', 0, 86400),
     kernel: {
       source: '',
       subtype: 'steadfs',
