@@ -4,6 +4,8 @@
  *
  * The service's one way to start, {@link runService}: take the capsule's lock (an upgrade: get warm first, then end the old service, then take it), open the capsule, serve.
  */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -81,7 +83,7 @@ import type {
 } from './service-types.ts';
 import { CONNECTION_SECTIONS } from './slots.ts';
 import * as sys from './sys.ts';
-import { isRestart, listenFds, notifications, storedMount } from './systemd.ts';
+import { isRestart, listenFds, notifications, type StoredFds, storedMount } from './systemd.ts';
 
 /** JSON in the capsule: who serves, and the last take-overs. */
 const PROCESS_BLOB = 'fuse.process';
@@ -172,12 +174,51 @@ function closeHeld(fds: Partial<HeldFds>): void {
   for (const fd of Object.values(fds)) if (fd !== undefined) sys.close(fd);
 }
 
+/**
+ * Unmounted while no service ran: one adopts what programs wrote and ends. Until it has, the fds stay in the store: whoever is started next tries again. Throws EIO when
+ * it ends otherwise than with 0.
+ */
+async function bringHome(stored: StoredFds, settings: StartSettings): Promise<void> {
+  const before = stored.launch === undefined ? undefined : readLaunch(stored.launch);
+  const { mountPoint, mount, version, command, options, arenaSize, log } = settings;
+  const device = before?.device ?? '0:0';
+  const launch: Launch = {
+    ...(before ?? { mountPoint, device, mount, options, arenaSize, created: Date.now() }),
+    version,
+    command,
+    directory: runtimeDirectory(device),
+    ...(log !== undefined && { log }),
+  };
+  delete launch.systemd;
+  const fds: HeldFds = { ...stored, launch: createLaunch(launch), state: createState() };
+  const notify = notifications();
+  const extend = () => notify?.extendTimeout(60_000);
+  extend();
+  const timer = setInterval(extend, 20_000);
+  try {
+    const { NOTIFY_SOCKET: _, ...env } = passedEnvironment();
+    // This process stands for the keeper.
+    const child = spawn(command[0]!, command.slice(1), {
+      stdio: ['ignore', 'inherit', 'inherit', fds.fuse, fds.capsule, fds.arena, fds.launch, fds.state],
+      env: { ...env, STEADFS_START: 'crash', STEADFS_KEEPER: String(process.pid) },
+    });
+    const [code, signal] = await once(child, 'exit');
+    if (code !== EXIT_ENDED)
+      throw EIO.because(`what was written to the mount that has ended could not be stored (${code ?? signal})`);
+  } finally {
+    clearInterval(timer);
+    notify?.close();
+    sys.close(fds.launch);
+    sys.close(fds.state);
+  }
+}
+
 /** The unit's main process: adopts what the fd store kept or mounts, then becomes the service. */
 async function startUnderSystemd(settings: StartSettings): Promise<never> {
   const passed = listenFds();
   let stored = storedMount(passed);
   if (stored && ended(stored.fuse)) {
-    // Unmounted while no service ran.
+    await bringHome(stored, settings);
     notifications()?.remove();
     closeHeld(stored);
     stored = undefined;

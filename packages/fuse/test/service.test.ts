@@ -7,6 +7,7 @@ import { getPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { createBeat } from '../src/beat.ts';
 import { fdsOfProcess } from '../src/handover.ts';
 import { abortConnection, findMount, unmount } from '../src/mount.ts';
 import { mountState } from '../src/service.ts';
@@ -510,13 +511,14 @@ test('two starters: the second one goes', { skip, timeout: 240_000 }, () =>
   mounted('two', async m => {
     const s = await m.state();
     const fds = fdsOfProcess(s.keeper!.pid);
+    const beat = createBeat(0);
     const [command, ...args] = s.launch!.command;
     const rival = spawn(command!, args, {
-      stdio: ['ignore', 'ignore', 'ignore', fds.fuse, fds.capsule, fds.arena, fds.launch, fds.state],
+      stdio: ['ignore', 'ignore', 'ignore', fds.fuse, fds.capsule, fds.arena, fds.launch, fds.state, 'ignore', beat],
       env: { ...process.env, STEADFS_START: 'crash', STEADFS_KEEPER: String(process.pid) },
     });
     const code = await new Promise(resolve => rival.on('exit', resolve));
-    for (const fd of Object.values(fds)) sys.close(fd);
+    for (const fd of [...Object.values(fds), beat]) sys.close(fd);
     assert.equal(code, 75);
     assert.equal((await m.state()).service!.pid, s.service!.pid);
   }),

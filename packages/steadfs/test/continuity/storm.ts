@@ -493,7 +493,7 @@ export async function stormOnVolume(
 }
 
 /** The volume's mount, made again under the fd store of a manager. */
-async function underManager(volume: Volume, flags: readonly string[]): Promise<Manager> {
+export async function underManager(volume: Volume, flags: readonly string[], restart = true): Promise<Manager> {
   const r = runClient('steadfs', ['umount', volume.dir]);
   if (r.status !== 0) throw new Error(`umount: ${r.stdout}${r.stderr}`);
   const log = openSync(join(volume.base, 'log'), 'a');
@@ -501,7 +501,7 @@ async function underManager(volume: Volume, flags: readonly string[]): Promise<M
     dir: volume.base,
     command: [...clientCommand('steadfs'), 'mount', ...flags, volume.meta, volume.dir],
     env: { STEADFS_NODE: process.execPath },
-    restart: true,
+    restart,
     output: log,
   });
   manager.start();

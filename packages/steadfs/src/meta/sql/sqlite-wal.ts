@@ -4,30 +4,42 @@ import { dirname } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { EIO } from '@steadfs/fuse/errno';
 
-/** So much that is in the log only is worth a checkpoint: starting the worker takes 20 ms of another core. */
-const CHECKPOINT_BYTES = 32 << 20;
-/** From here on writers are made to wait a moment, so that the log starts again from its beginning. */
-const RESTART_BYTES = 128 << 20;
+/**
+ * So much that is in the log only is worth a checkpoint; from RESTART_BYTES on writers are made to wait a moment, so that the log starts again from its beginning. Small, because the
+ * next service after kill -9 reads the whole log before it answers anybody: 0.5 ms a MiB.
+ */
+const CHECKPOINT_BYTES = 8 << 20;
+const RESTART_BYTES = 16 << 20;
+/** A worker (9 MiB, 20 ms of another core to start) stays for so long after its last checkpoint, ms. */
+const LINGER_MS = 2000;
 
 /**
- * Runs in a worker that lives for one checkpoint (an idle one costs 9 MiB). Passes of PASSIVE hold nobody up; RESTART comes only when the log
- * has grown far, after a pass that left it little to do.
+ * Runs in a worker; one message a checkpoint. Passes of PASSIVE hold nobody up; RESTART comes only when the log has grown far, after a pass that left it little to do.
  */
 const CHECKPOINTER = `
-const { workerData, parentPort } = require('node:worker_threads');
+const { workerData: { path, restartBytes, linger }, parentPort } = require('node:worker_threads');
 const { DatabaseSync } = require('node:sqlite');
 const fs = require('node:fs');
-const db = new DatabaseSync(workerData.path, { timeout: 50 });
-try {
-  db.exec('PRAGMA synchronous=NORMAL');
-  db.prepare('PRAGMA wal_checkpoint(PASSIVE)').get();
-  if (fs.statSync(workerData.path + '-wal').size > workerData.restartBytes) {
-    db.prepare('PRAGMA wal_checkpoint(PASSIVE)').get();
-    db.prepare('PRAGMA wal_checkpoint(RESTART)').get();
-  }
-} finally {
+const db = new DatabaseSync(path, { timeout: 50 });
+db.exec('PRAGMA synchronous=NORMAL');
+const passive = db.prepare('PRAGMA wal_checkpoint(PASSIVE)');
+const restart = db.prepare('PRAGMA wal_checkpoint(RESTART)');
+let idle;
+function end() {
   db.close();
+  parentPort.close();
 }
+parentPort.on('message', what => {
+  clearTimeout(idle);
+  if (what === 'end') return end();
+  passive.get();
+  if (fs.statSync(path + '-wal').size > restartBytes) {
+    passive.get();
+    restart.get();
+  }
+  parentPort.postMessage('done');
+  idle = setTimeout(end, linger);
+});
 `;
 
 export interface WriteAheadLog {
@@ -36,6 +48,13 @@ export interface WriteAheadLog {
   /** Starts a checkpoint when it is due. `backlog`: bytes in the log only; when unknown, the size of the file (which never shrinks) stands for it. */
   check(backlog: number | undefined): void;
   close(): Promise<void>;
+}
+
+interface Checkpointer {
+  worker: Worker;
+  /** One is under way. */
+  busy: boolean;
+  ended: Promise<void>;
 }
 
 export function writeAheadLog(path: string, onError: (message: string) => void): WriteAheadLog {
@@ -49,7 +68,7 @@ export function writeAheadLog(path: string, onError: (message: string) => void):
   /** Of the last who waits for the one after it. */
   let latest = -1;
   let next: Promise<void> | undefined;
-  let worker: Promise<void> | undefined;
+  let checkpointer: Checkpointer | undefined;
   let closed = false;
 
   async function syncNow(): Promise<void> {
@@ -75,14 +94,30 @@ export function writeAheadLog(path: string, onError: (message: string) => void):
     }
   }
 
-  async function checkpoint(): Promise<void> {
-    await new Promise<void>(resolve => {
-      const w = new Worker(CHECKPOINTER, { eval: true, workerData: { path, restartBytes: RESTART_BYTES } });
-      w.on('error', (e: unknown) =>
-        onError(`checkpoint of the metadata database: ${e instanceof Error ? e.message : String(e)}`),
-      );
-      w.on('exit', () => resolve());
+  function start(): Checkpointer {
+    const w = new Worker(CHECKPOINTER, {
+      eval: true,
+      workerData: { path, restartBytes: RESTART_BYTES, linger: LINGER_MS },
     });
+    const ended = new Promise<void>(resolve => w.on('exit', () => resolve()));
+    const started: Checkpointer = { worker: w, busy: false, ended };
+    w.on('message', () => {
+      started.busy = false;
+    });
+    w.on('error', (e: unknown) =>
+      onError(`checkpoint of the metadata database: ${e instanceof Error ? e.message : String(e)}`),
+    );
+    w.on('exit', () => {
+      if (checkpointer === started) checkpointer = undefined;
+    });
+    return started;
+  }
+
+  function checkpoint(): void {
+    if (checkpointer?.busy || closed) return;
+    checkpointer ??= start();
+    checkpointer.busy = true;
+    checkpointer.worker.postMessage('checkpoint');
   }
 
   return {
@@ -111,24 +146,19 @@ export function writeAheadLog(path: string, onError: (message: string) => void):
       return next;
     },
     check(backlog) {
-      if (worker !== undefined || closed) return;
+      if (checkpointer?.busy || closed) return;
       if (backlog !== undefined) {
-        if (backlog < CHECKPOINT_BYTES) return;
-        worker = checkpoint().finally(() => {
-          worker = undefined;
-        });
+        if (backlog >= CHECKPOINT_BYTES) checkpoint();
         return;
       }
       fs.stat(walPath, (e, st) => {
-        if (e !== null || closed || worker !== undefined || st.size < CHECKPOINT_BYTES) return;
-        worker = checkpoint().finally(() => {
-          worker = undefined;
-        });
+        if (e === null && st.size >= CHECKPOINT_BYTES) checkpoint();
       });
     },
     async close() {
       closed = true;
-      await Promise.all([running?.catch(() => undefined), worker]);
+      checkpointer?.worker.postMessage('end');
+      await Promise.all([running?.catch(() => undefined), checkpointer?.ended]);
       if (fd !== undefined) fs.closeSync(fd);
       fd = undefined;
     },
