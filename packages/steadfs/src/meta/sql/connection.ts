@@ -1,11 +1,12 @@
 /**
  * What the network SQL engines need of a database connection, for PostgreSQL (pg) and MySQL/MariaDB (mysql2). Statements are written
- * with `?` for parameters; 64-bit integers come back as bigint, bytes as Buffer.
+ * with `?` for parameters; 64-bit integers come back as number, bigint or decimal string, bytes as Buffer.
  */
 import { readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import mysql from 'mysql2/promise';
 import pg from 'pg';
+import { type BatchResult, PreparedNames, runBatch } from './postgres-batch.ts';
 import type { MysqlUrl, PostgresUrl } from './url.ts';
 
 export type SqlValue = string | number | bigint | Uint8Array | null;
@@ -16,7 +17,7 @@ export interface SqlConnection {
   all(sql: string, params: readonly SqlValue[]): Promise<SqlRow[]>;
   /** Rows changed or deleted (an update that changes nothing counts too). */
   run(sql: string, params: readonly SqlValue[]): Promise<number>;
-  /** PostgreSQL: several statements in one transaction and one round trip; rows of the last one. */
+  /** PostgreSQL: several statements in one round trip, outside of a transaction as one; rows of the last one. */
   script?(statements: readonly { sql: string; params: readonly SqlValue[] }[]): Promise<SqlRow[]>;
 }
 
@@ -94,7 +95,14 @@ export type SqlFailure =
   | 'denied'
   | 'other';
 
-const MAX_STATEMENT_NAMES = 2000;
+/**
+ * Settings of a session. A plan for the first parameters serves all: every statement looks for keys. Without plans of its own kind the server would
+ * plan a statement of eight parts again and again (150-450 µs); a table that was empty when it was planned must not be read through later.
+ */
+const SESSION_SETTINGS =
+  "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off; SET default_transaction_isolation = 'read committed'";
+/** What a pool keeps ready beside `pg`'s own list is given back after this time without work, milliseconds. */
+const SPARE_MS = 1000;
 
 export function openPostgres(url: PostgresUrl): SqlPool {
   const config: pg.ClientConfig = {
@@ -113,82 +121,107 @@ export function openPostgres(url: PostgresUrl): SqlPool {
     ...config,
     max: url.maxConnections || 16,
     idleTimeoutMillis: url.idleSeconds * 1000,
-    types: {
-      getTypeParser: ((oid: number, format?: string) =>
-        oid === 20 && format !== 'binary'
-          ? BigInt
-          : pg.types.getTypeParser(oid, format as 'text')) as typeof pg.types.getTypeParser,
-    },
-  } as pg.PoolConfig);
+  });
   // A broken idle connection: the pool has dropped it already.
   pool.on('error', () => {});
-  pool.on('connect', client => {
-    client.on('error', () => {});
-  });
-  const ready = new WeakSet<pg.PoolClient>();
-  const names = new Map<string, { name: string; text: string }>();
-  const prepared = (sql: string): { name?: string; text: string } => {
-    let entry = names.get(sql);
-    if (entry === undefined) {
-      let n = 0;
-      entry = { name: `s${names.size}`, text: sql.replace(/\?/g, () => `$${++n}`) };
-      if (names.size < MAX_STATEMENT_NAMES) names.set(sql, entry);
-      else return { text: entry.text };
-    }
-    return entry;
-  };
-  const values = (params: readonly SqlValue[]): unknown[] =>
-    params.map(p =>
-      typeof p === 'bigint' ? p.toString() : p instanceof Uint8Array && !Buffer.isBuffer(p) ? Buffer.from(p) : p,
-    );
   const silent = new Error('connection terminated: no answer in time');
   const watched = createWatch(() => self);
+  const searchPath =
+    url.schema === undefined
+      ? undefined
+      : { sql: "SELECT set_config('search_path', ?, true)", params: [pg.escapeIdentifier(url.schema)] };
+  /** A server behind a pooler does not tell its own number at the start; each transaction may meet another one. */
+  let pooled: boolean | undefined;
+
+  interface Member {
+    client: pg.PoolClient;
+    connection: SqlConnection;
+    broken: boolean;
+  }
+  const members = new WeakMap<pg.PoolClient, Member>();
+  /** Connections that are free, taken from the pool: taking one costs nothing. */
+  const spare: Member[] = [];
+  let spareTimer: NodeJS.Timeout | undefined;
+  let closed = false;
+
+  async function memberOf(client: pg.PoolClient): Promise<Member> {
+    const known = members.get(client);
+    if (known !== undefined) return known;
+    if (pooled === undefined) {
+      const { rows } = await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
+      pooled = rows[0]?.pid !== (client as unknown as { processID: number }).processID;
+    }
+    if (!pooled) {
+      const path = url.schema === undefined ? '' : `; SET search_path TO ${pg.escapeIdentifier(url.schema)}`;
+      await client.query(SESSION_SETTINGS + path);
+    }
+    const names = new PreparedNames(!pooled);
+    const kill = (): void => {
+      (client as unknown as { connection: { stream: Socket } }).connection.stream.destroy(silent);
+    };
+    const run = (batch: readonly { sql: string; params: readonly SqlValue[] }[]): Promise<BatchResult> => {
+      const local = pooled && searchPath !== undefined && !/^(BEGIN|COMMIT|ROLLBACK)/.test(batch[0]!.sql);
+      return watched(runBatch(client, names, local ? [searchPath, ...batch] : batch), kill);
+    };
+    const member: Member = {
+      client,
+      broken: false,
+      connection: {
+        all: async (sql, params) => (await run([{ sql, params }])).rows,
+        run: async (sql, params) => (await run([{ sql, params }])).count,
+        script: async statements => (await run(statements)).rows,
+      },
+    };
+    client.on('error', () => {
+      member.broken = true;
+      const at = spare.indexOf(member);
+      if (at < 0) return;
+      spare.splice(at, 1);
+      client.release(true);
+    });
+    members.set(client, member);
+    return member;
+  }
+
+  function giveBack(member: Member): void {
+    if (member.broken || closed || pool.waitingCount > 0) {
+      member.client.release(member.broken);
+      return;
+    }
+    spare.push(member);
+    spareTimer ??= setTimeout(releaseSpare, SPARE_MS).unref();
+    spareTimer.refresh();
+  }
+
+  function releaseSpare(): void {
+    for (const member of spare.splice(0)) member.client.release();
+  }
+
   const self: SqlPool = {
     kind: 'postgres',
     display: url.display,
     async use(work) {
-      const client = await pool.connect();
-      let broken = false;
-      const kill = (): void => {
-        (client as unknown as { connection: { stream: Socket } }).connection.stream.destroy(silent);
-      };
-      try {
-        if (!ready.has(client)) {
-          if (url.schema !== undefined) await client.query(`set search_path to ${pg.escapeIdentifier(url.schema)}`);
-          ready.add(client);
+      let member = spare.pop();
+      if (member === undefined) {
+        const client = await pool.connect();
+        try {
+          member = await memberOf(client);
+        } catch (e) {
+          client.release(true);
+          throw e;
         }
-        return await work({
-          async all(sql, params) {
-            const query = client.query({ ...prepared(sql), values: values(params), rowMode: 'array' });
-            return (await watched(query, kill)).rows as SqlRow[];
-          },
-          async run(sql, params) {
-            return (await watched(client.query({ ...prepared(sql), values: values(params) }), kill)).rowCount ?? 0;
-          },
-          async script(statements) {
-            const texts = statements.map(({ sql, params }) => {
-              let n = 0;
-              return sql.replace(/\?/g, () => literal(params[n++] ?? null));
-            });
-            const text = ['BEGIN ISOLATION LEVEL READ COMMITTED', ...texts, 'COMMIT'].join('; ');
-            try {
-              const query = client.query({ text, rowMode: 'array' });
-              const results = (await watched(query, kill)) as unknown as { rows: SqlRow[] }[];
-              return results.at(-2)?.rows ?? [];
-            } catch (e) {
-              if (failureOf('postgres', e) !== 'lost') await client.query('ROLLBACK');
-              throw e;
-            }
-          },
-        });
+      }
+      try {
+        return await work(member.connection);
       } catch (e) {
-        broken = failureOf('postgres', e) === 'lost';
+        member.broken ||= failureOf('postgres', e) === 'lost';
         throw e;
       } finally {
-        client.release(broken);
+        giveBack(member);
       }
     },
     async listen(channel, heard, lost) {
+      if (pooled) throw new Error('a pooler passes no announcements on');
       const client = new pg.Client(config);
       let open = true;
       const drop = (): void => {
@@ -219,17 +252,14 @@ export function openPostgres(url: PostgresUrl): SqlPool {
         drop,
       };
     },
-    close: () => pool.end(),
+    async close() {
+      clearTimeout(spareTimer);
+      closed = true;
+      releaseSpare();
+      await pool.end();
+    },
   };
   return self;
-}
-
-/** A value in the text of a statement: a literal of unknown type, as a parameter is. */
-function literal(value: SqlValue): string {
-  if (value === null) return 'NULL';
-  if (value instanceof Uint8Array)
-    return `'\\x${Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString('hex')}'`;
-  return typeof value === 'string' ? pg.escapeLiteral(value) : `'${value}'`;
 }
 
 function postgresTls(url: PostgresUrl): false | Record<string, unknown> {

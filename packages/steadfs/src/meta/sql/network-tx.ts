@@ -125,6 +125,8 @@ export interface NetworkTxHost {
   nextInode(): Promise<Ino>;
   /** Rows by which plans are made; told of what the interactive way reads and changes. */
   readonly seen?: SeenRows;
+  /** An entry as the cache has it, null for none: enough to plan with, so that names looked up in memory are not asked for again. */
+  remembered?(parent: Ino, name: Name): Dentry | null | undefined;
 }
 
 /** Columns of a rule; see {@link aclFromRow}. */

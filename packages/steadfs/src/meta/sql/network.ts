@@ -51,7 +51,16 @@ import { txOperations } from '../tx-engine.ts';
 import { addDelta, type Delta, decodeDeltas, encodeDeltas } from '../usage.ts';
 import { failureOf, openMysql, openPostgres, type SqlConnection, type SqlPool, type SqlRow } from './connection.ts';
 import { openPlans } from './mysql-plan.ts';
-import { EntryChanged, NetworkTx, NODE_COLUMNS, nodeFromRow, toBytes, toIno, toNumber } from './network-tx.ts';
+import {
+  EntryChanged,
+  NetworkTx,
+  type NetworkTxHost,
+  NODE_COLUMNS,
+  nodeFromRow,
+  toBytes,
+  toIno,
+  toNumber,
+} from './network-tx.ts';
 import { type Clause, OptimisticTx, recordCount, type Statement, Unsupported } from './optimistic-tx.ts';
 import { channelOf, openPush, type Push } from './push.ts';
 import { ownPrefix, ownStatements, schemaStatements, TABLES } from './schema.ts';
@@ -112,7 +121,6 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
   const inodes = batches('nextInode', INODE_BATCH);
   const slices = batches('nextChunk', SLICE_BATCH);
   const seen = new SeenRows();
-  const host = { kind, prefix, volume, nextInode: () => inodes.take(1), seen };
   const plans = kind === 'mysql' ? openPlans(pool, own) : undefined;
   const unlocked = new Map<Ino, Set<() => void>>();
 
@@ -121,6 +129,16 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
   /** What announcements keep right; empty where there are none. */
   const cache = new Cache(options.cachesByPush === true && pool.listen !== undefined ? CACHE_MAX : 0);
   let push: Push | undefined;
+
+  const nameKey = (name: Name): string => Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('latin1');
+  const host: NetworkTxHost = {
+    kind,
+    prefix,
+    volume,
+    nextInode: () => inodes.take(1),
+    seen,
+    remembered: (parent, name) => cache.name(parent, nameKey(name)),
+  };
 
   /** A command without a session announces too; before the volume is known there is nobody who could listen. */
   function startPush(): void {
@@ -156,7 +174,6 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
   }
 
   const trusted = (): boolean => options.cachesByPush === true && push?.trusted() === true;
-  const nameKey = (name: Name): string => Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('latin1');
 
   /** Rows of a transaction that has ended, well or with an unknown outcome. */
   function announce(tx: NetworkTx): void {
@@ -351,8 +368,8 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     else if (toNumber(row[2]) < tx.now.sec) lose('it has expired');
   }
 
-  /** Op records as this process wrote them last: seq and what stands in `acct`. */
-  const records = new Map<string, { seq: number; acct: Buffer | null }>();
+  /** Op records as this process wrote them last: seq and what stands in `acct`, also as what it means. */
+  const records = new Map<string, { seq: number; acct: Buffer | null; deltas: readonly Delta[] }>();
   const recordKey = (op: Op): string => `${op.kind}/${op.slot}`;
 
   /** The steps that end every plan: op record and session. */
@@ -407,13 +424,14 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     const old = record?.acct ?? null;
     const counts = codec === (writeCodec as Codec<unknown>);
     let value: T;
+    let deltas: Delta[];
     let acct: Buffer | null;
     let last: Clause[];
     let statement: Statement | undefined;
     let clauses: Clause[] = [];
     try {
       value = await runAsync(body(tx));
-      const deltas: Delta[] = old === null ? [] : decodeDeltas(old);
+      deltas = record?.deltas.map(d => ({ ...d })) ?? [];
       for (const d of tx.deltas) addDelta(deltas, d);
       if (deltas.length > DELTAS_PER_RECORD) return undefined;
       acct = deltas.length > 0 ? encodeDeltas(deltas) : null;
@@ -436,7 +454,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         const { sql, params, first } = statement;
         [row] = await pool.use(c => (first.length === 0 ? c.all(sql, params) : c.script!([...first, { sql, params }])));
       }
-      records.set(recordKey(op), { seq: op.seq, acct });
+      records.set(recordKey(op), { seq: op.seq, acct, deltas });
       tx.remember();
       announcePlan(tx, sent);
       for (const d of tx.deltas) count(d);
@@ -503,7 +521,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       await checkSession(tx, c);
       const seq = toNumber(row[0]);
       if (seq > op.seq) throw EIO.because(`operation ${op.kind}/${op.slot}/${op.seq} comes after ${seq}`);
-      if (seq === op.seq) return { value: codec.decode(toBytes(row[1])), changes: [], acct: undefined };
+      if (seq === op.seq) return { value: codec.decode(toBytes(row[1])), changes: [], acct: undefined, deltas: [] };
       const value = await runAsync(body(tx));
       let deltas: Delta[] = row[2] === null ? [] : decodeDeltas(toBytes(row[2]));
       for (const d of tx.deltas) addDelta(deltas, d);
@@ -518,10 +536,10 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         acct,
         ...key,
       ]);
-      return { value, changes: tx.deltas, acct };
+      return { value, changes: tx.deltas, acct, deltas };
     });
     for (const d of ended.changes) count(d);
-    if (ended.acct !== undefined) records.set(recordKey(op), { seq: op.seq, acct: ended.acct });
+    if (ended.acct !== undefined) records.set(recordKey(op), { seq: op.seq, acct: ended.acct, deltas: ended.deltas });
     if (ended.acct) scheduleFlush();
     return ended.value;
   }
@@ -682,7 +700,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     if (sid === 0 || options.readOnly) return;
     await transaction((tx, c) => flushOf(sid, tx, c));
     // One that was written since does not match any more, which the statement that comes next finds out.
-    for (const record of records.values()) record.acct = null;
+    for (const record of records.values()) Object.assign(record, { acct: null, deltas: [] });
   }
 
   function scheduleFlush(): void {

@@ -183,6 +183,11 @@ export class OptimisticTx implements Tx {
     let plan = this.#edges.get(key);
     if (plan === undefined) {
       let { known, value } = this.#seen.edge(key);
+      if (!known) {
+        const entry = this.#host.remembered?.(parent, name);
+        known = entry !== undefined;
+        value = entry ?? undefined;
+      }
       // Names in the trash hold the inode's number: they are new.
       if (!known && !(isTrash(parent) && parent !== TRASH)) {
         const rows = (yield this.#read(c =>
