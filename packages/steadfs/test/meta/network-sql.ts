@@ -1,7 +1,9 @@
 /** The contract on real PostgreSQL and MariaDB servers; its test files run side by side. */
 import { after, it } from 'node:test';
 import type { EngineOptions, MetaEngine } from '../../src/meta/engine.ts';
-import { openMysql, openPostgres, type SqlPool } from '../../src/meta/sql/connection.ts';
+import type { SqlPool } from '../../src/meta/sql/connection.ts';
+import { openMysql } from '../../src/meta/sql/mysql-pool.ts';
+import { openPostgres } from '../../src/meta/sql/postgres-pool.ts';
 import { parseMysqlUrl, parsePostgresUrl } from '../../src/meta/sql/url.ts';
 import { startMariadb } from '../servers/mariadb.ts';
 import { startPostgres } from '../servers/postgres.ts';

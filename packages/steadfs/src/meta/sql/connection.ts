@@ -1,13 +1,7 @@
 /**
- * What the network SQL engines need of a database connection, for PostgreSQL (pg) and MySQL/MariaDB (mysql2). Statements are written
+ * What the network SQL engines need of a database connection, for PostgreSQL (postgres-pool.ts) and MySQL/MariaDB (mysql-pool.ts). Statements are written
  * with `?` for parameters; 64-bit integers come back as number, bigint or decimal string, bytes as Buffer.
  */
-import { readFileSync } from 'node:fs';
-import type { Socket } from 'node:net';
-import mysql from 'mysql2/promise';
-import pg from 'pg';
-import { type BatchResult, PreparedNames, runBatch } from './postgres-batch.ts';
-import type { MysqlUrl, PostgresUrl } from './url.ts';
 
 export type SqlValue = string | number | bigint | Uint8Array | null;
 export type SqlRow = readonly unknown[];
@@ -48,11 +42,9 @@ const STALL_MS = 3000;
  * may be under way all the same; its twin waits for it at the op record's row.
  */
 const SILENCE_MS = 30_000;
-/** The end of a listening connection is not waited for longer than this. */
-const CLOSE_MS = 1000;
 
 /** Watches statements under way; `kill` breaks the connection, so that the statement fails. */
-function createWatch(pool: () => SqlPool): <T>(statement: Promise<T>, kill: () => void) => Promise<T> {
+export function createWatch(pool: () => SqlPool): <T>(statement: Promise<T>, kill: () => void) => Promise<T> {
   const under = new Set<{ since: number; kill: () => void }>();
   let timer: NodeJS.Timeout | undefined;
   const look = (): void => {
@@ -83,6 +75,61 @@ function createWatch(pool: () => SqlPool): <T>(statement: Promise<T>, kill: () =
   };
 }
 
+/** Free connections beside the library's own list are given back after this time without work, milliseconds. */
+const SPARE_MS = 1000;
+
+/** A connection taken from a library's pool. */
+export interface Member {
+  connection: SqlConnection;
+  broken: boolean;
+  /** To the library's pool, which throws a broken one away. */
+  release(): void;
+}
+
+/**
+ * Runs work on connections of a library's pool, of which those that were used last stay taken: taking one from the library costs timers, ticks
+ * and promises. Nobody waits in the library's list while one is spare.
+ */
+export function createSpares(kind: SqlKind, take: () => Promise<Member>, someoneWaits: () => boolean) {
+  const spare: Member[] = [];
+  let timer: NodeJS.Timeout | undefined;
+  let closed = false;
+  const releaseAll = (): void => {
+    for (const member of spare.splice(0)) member.release();
+  };
+  return {
+    async use<T>(work: (connection: SqlConnection) => Promise<T>): Promise<T> {
+      const member = spare.pop() ?? (await take());
+      try {
+        return await work(member.connection);
+      } catch (e) {
+        member.broken ||= failureOf(kind, e) === 'lost';
+        throw e;
+      } finally {
+        if (member.broken || closed || someoneWaits()) member.release();
+        else {
+          spare.push(member);
+          timer ??= setTimeout(releaseAll, SPARE_MS).unref();
+          timer.refresh();
+        }
+      }
+    },
+    /** The connection ended by itself. */
+    broke(member: Member): void {
+      member.broken = true;
+      const at = spare.indexOf(member);
+      if (at < 0) return;
+      spare.splice(at, 1);
+      member.release();
+    },
+    close(): void {
+      closed = true;
+      clearTimeout(timer);
+      releaseAll();
+    },
+  };
+}
+
 /** What a failed statement means for the transaction. */
 export type SqlFailure =
   /** Conflict with another transaction: nothing happened, run it again. */
@@ -94,252 +141,6 @@ export type SqlFailure =
   | 'read-only'
   | 'denied'
   | 'other';
-
-/**
- * Settings of a session. A plan for the first parameters serves all: every statement looks for keys. Without plans of its own kind the server would
- * plan a statement of eight parts again and again (150-450 µs); a table that was empty when it was planned must not be read through later.
- */
-const SESSION_SETTINGS =
-  "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off; SET default_transaction_isolation = 'read committed'";
-/** What a pool keeps ready beside `pg`'s own list is given back after this time without work, milliseconds. */
-const SPARE_MS = 1000;
-
-export function openPostgres(url: PostgresUrl): SqlPool {
-  const config: pg.ClientConfig = {
-    host: url.host,
-    port: url.port,
-    user: url.user || undefined,
-    password: url.password,
-    database: url.database,
-    connectionTimeoutMillis: 10_000,
-    keepAlive: true,
-    keepAliveInitialDelayMillis: 10_000,
-    application_name: 'steadfs',
-    ssl: postgresTls(url),
-  };
-  const pool = new pg.Pool({
-    ...config,
-    max: url.maxConnections || 16,
-    idleTimeoutMillis: url.idleSeconds * 1000,
-  });
-  // A broken idle connection: the pool has dropped it already.
-  pool.on('error', () => {});
-  const silent = new Error('connection terminated: no answer in time');
-  const watched = createWatch(() => self);
-  const searchPath =
-    url.schema === undefined
-      ? undefined
-      : { sql: "SELECT set_config('search_path', ?, true)", params: [pg.escapeIdentifier(url.schema)] };
-  /** A server behind a pooler does not tell its own number at the start; each transaction may meet another one. */
-  let pooled: boolean | undefined;
-
-  interface Member {
-    client: pg.PoolClient;
-    connection: SqlConnection;
-    broken: boolean;
-  }
-  const members = new WeakMap<pg.PoolClient, Member>();
-  /** Connections that are free, taken from the pool: taking one costs nothing. */
-  const spare: Member[] = [];
-  let spareTimer: NodeJS.Timeout | undefined;
-  let closed = false;
-
-  async function memberOf(client: pg.PoolClient): Promise<Member> {
-    const known = members.get(client);
-    if (known !== undefined) return known;
-    if (pooled === undefined) {
-      const { rows } = await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
-      pooled = rows[0]?.pid !== (client as unknown as { processID: number }).processID;
-    }
-    if (!pooled) {
-      const path = url.schema === undefined ? '' : `; SET search_path TO ${pg.escapeIdentifier(url.schema)}`;
-      await client.query(SESSION_SETTINGS + path);
-    }
-    const names = new PreparedNames(!pooled);
-    const kill = (): void => {
-      (client as unknown as { connection: { stream: Socket } }).connection.stream.destroy(silent);
-    };
-    const run = (batch: readonly { sql: string; params: readonly SqlValue[] }[]): Promise<BatchResult> => {
-      const local = pooled && searchPath !== undefined && !/^(BEGIN|COMMIT|ROLLBACK)/.test(batch[0]!.sql);
-      return watched(runBatch(client, names, local ? [searchPath, ...batch] : batch), kill);
-    };
-    const member: Member = {
-      client,
-      broken: false,
-      connection: {
-        all: async (sql, params) => (await run([{ sql, params }])).rows,
-        run: async (sql, params) => (await run([{ sql, params }])).count,
-        script: async statements => (await run(statements)).rows,
-      },
-    };
-    client.on('error', () => {
-      member.broken = true;
-      const at = spare.indexOf(member);
-      if (at < 0) return;
-      spare.splice(at, 1);
-      client.release(true);
-    });
-    members.set(client, member);
-    return member;
-  }
-
-  function giveBack(member: Member): void {
-    if (member.broken || closed || pool.waitingCount > 0) {
-      member.client.release(member.broken);
-      return;
-    }
-    spare.push(member);
-    spareTimer ??= setTimeout(releaseSpare, SPARE_MS).unref();
-    spareTimer.refresh();
-  }
-
-  function releaseSpare(): void {
-    for (const member of spare.splice(0)) member.client.release();
-  }
-
-  const self: SqlPool = {
-    kind: 'postgres',
-    display: url.display,
-    async use(work) {
-      let member = spare.pop();
-      if (member === undefined) {
-        const client = await pool.connect();
-        try {
-          member = await memberOf(client);
-        } catch (e) {
-          client.release(true);
-          throw e;
-        }
-      }
-      try {
-        return await work(member.connection);
-      } catch (e) {
-        member.broken ||= failureOf('postgres', e) === 'lost';
-        throw e;
-      } finally {
-        giveBack(member);
-      }
-    },
-    async listen(channel, heard, lost) {
-      if (pooled) throw new Error('a pooler passes no announcements on');
-      const client = new pg.Client(config);
-      let open = true;
-      const drop = (): void => {
-        (client as unknown as { connection: { stream: Socket } }).connection.stream.destroy();
-      };
-      const ended = (): void => {
-        if (!open) return;
-        open = false;
-        lost();
-      };
-      client.on('error', ended);
-      client.on('end', ended);
-      client.on('notification', message => heard(message.payload ?? ''));
-      try {
-        await client.connect();
-        await client.query(`LISTEN ${pg.escapeIdentifier(channel)}`);
-      } catch (e) {
-        open = false;
-        client.end().catch(() => {});
-        throw e;
-      }
-      return {
-        async close() {
-          open = false;
-          const timer = setTimeout(drop, CLOSE_MS);
-          await client.end().finally(() => clearTimeout(timer));
-        },
-        drop,
-      };
-    },
-    async close() {
-      clearTimeout(spareTimer);
-      closed = true;
-      releaseSpare();
-      await pool.end();
-    },
-  };
-  return self;
-}
-
-function postgresTls(url: PostgresUrl): false | Record<string, unknown> {
-  if (url.sslMode === 'disable' || url.sslMode === 'allow' || url.sslMode === 'prefer') return false;
-  const tls: Record<string, unknown> = {
-    rejectUnauthorized: url.sslMode !== 'require' || url.sslRootCert !== undefined,
-  };
-  if (url.sslRootCert) tls.ca = readFileSync(url.sslRootCert);
-  if (url.sslCert) tls.cert = readFileSync(url.sslCert);
-  if (url.sslKey) tls.key = readFileSync(url.sslKey);
-  if (url.sslMode === 'verify-ca') tls.checkServerIdentity = () => undefined;
-  return tls;
-}
-
-const COMPOUND = /^(CALL|BEGIN NOT ATOMIC) /;
-
-export function openMysql(url: MysqlUrl): SqlPool {
-  const pool = mysql.createPool({
-    ...(url.socketPath === undefined ? { host: url.host, port: url.port } : { socketPath: url.socketPath }),
-    user: url.user,
-    ...(url.password === undefined ? {} : { password: url.password }),
-    database: url.database,
-    connectionLimit: url.maxConnections || 16,
-    idleTimeout: url.idleSeconds * 1000,
-    connectTimeout: 10_000,
-    enableKeepAlive: true,
-    rowsAsArray: true,
-    supportBigNumbers: true,
-    bigNumberStrings: false,
-    // Found rows, not changed rows: an update to the same value is one too.
-    flags: ['FOUND_ROWS'],
-    timezone: 'Z',
-    ...(url.tls ? { ssl: url.tls } : {}),
-  });
-  const ready = new WeakSet<object>();
-  const values = (params: readonly SqlValue[]): (string | number | Buffer | null)[] =>
-    params.map(p =>
-      typeof p === 'bigint' ? p.toString() : p instanceof Uint8Array && !Buffer.isBuffer(p) ? Buffer.from(p) : p,
-    );
-  const watched = createWatch(() => self);
-  const self: SqlPool = {
-    kind: 'mysql',
-    display: url.display,
-    async use(work) {
-      const connection = await pool.getConnection();
-      let broken = false;
-      const kill = (): void => {
-        (connection.connection as unknown as { stream: Socket }).stream.destroy();
-      };
-      try {
-        const raw = connection.connection as unknown as object;
-        if (!ready.has(raw)) {
-          await connection.query('set session transaction isolation level read committed');
-          await connection.query("set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'");
-          ready.add(raw);
-        }
-        return await work({
-          async all(sql, params) {
-            const [rows] = await watched(connection.execute(sql, values(params)), kill);
-            if (!Array.isArray(rows)) return [];
-            // A compound statement answers one list a result, and its own end.
-            return (COMPOUND.test(sql) ? rows[0] : rows) as unknown as SqlRow[];
-          },
-          async run(sql, params) {
-            const [result] = await watched(connection.execute(sql, values(params)), kill);
-            return (result as { affectedRows?: number }).affectedRows ?? 0;
-          },
-        });
-      } catch (e) {
-        broken = failureOf('mysql', e) === 'lost';
-        throw e;
-      } finally {
-        if (broken) connection.destroy();
-        else connection.release();
-      }
-    },
-    close: () => pool.end(),
-  };
-  return self;
-}
 
 /** Classes of database errors (PostgreSQL: SQLSTATE; MySQL: error numbers; both: errors of the socket). */
 export function failureOf(kind: SqlKind, e: unknown): SqlFailure {

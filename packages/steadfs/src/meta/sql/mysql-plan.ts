@@ -31,17 +31,17 @@ export function planBody(clauses: readonly Clause[]): string {
   ].join(' ');
 }
 
-function parameterType(value: SqlValue): string {
-  if (typeof value === 'number' || typeof value === 'bigint') return 'BIGINT';
-  // NULL stands where bytes may be missing.
-  return typeof value === 'string' ? 'LONGTEXT CHARACTER SET utf8mb4' : 'LONGBLOB';
-}
+/** NULL stands where bytes may be missing. */
+const PARAMETER_TYPES = { n: 'BIGINT', t: 'LONGTEXT CHARACTER SET utf8mb4', b: 'LONGBLOB' } as const;
+
+const shapeOf = (value: SqlValue): keyof typeof PARAMETER_TYPES =>
+  typeof value === 'number' || typeof value === 'bigint' ? 'n' : typeof value === 'string' ? 't' : 'b';
 
 /** The text of a procedure without its name. */
 export function procedureText(body: string, params: readonly SqlValue[]): string {
   let n = 0;
   const named = body.replace(/\?/g, () => `p${n++}`);
-  const list = params.map((p, i) => `IN p${i} ${parameterType(p)}`);
+  const list = params.map((p, i) => `IN p${i} ${PARAMETER_TYPES[shapeOf(p)]}`);
   return `(${list.join(', ')}) MODIFIES SQL DATA SQL SECURITY INVOKER BEGIN ${named} END`;
 }
 
@@ -57,8 +57,8 @@ export interface Plans {
 /** `own`: the prefix of our tables. */
 export function openPlans(pool: SqlPool, own: string): Plans {
   const prefix = `${own}plan_`;
-  /** Name by text; a text is one shape of plan. */
-  const names = new Map<string, Promise<string | undefined>>();
+  /** How a plan of this body, with parameters of these types, is called; undefined: it has no procedure. */
+  const calls = new Map<string, Promise<string | undefined>>();
   let routines = true;
   let blocks = true;
 
@@ -87,7 +87,7 @@ export function openPlans(pool: SqlPool, own: string): Plans {
       // Another client was faster.
       if ((e as { errno?: number }).errno !== 1304) {
         if (failureOf('mysql', e) === 'denied') routines = false;
-        else if (failureOf('mysql', e) === 'lost') names.delete(text);
+        else if (failureOf('mysql', e) === 'lost') throw e;
         return undefined;
       }
     }
@@ -103,23 +103,25 @@ export function openPlans(pool: SqlPool, own: string): Plans {
       const params = clauses.flatMap(c => c.params);
       const body = planBody(clauses);
       if (routines) {
-        const text = procedureText(body, params);
-        let name = names.get(text);
-        if (name === undefined) {
-          name = made(text).catch(() => {
-            known = undefined;
-            names.delete(text);
-            return undefined;
-          });
-          names.set(text, name);
+        const shape = `${params.map(shapeOf).join('')} ${body}`;
+        let call = calls.get(shape);
+        if (call === undefined) {
+          call = made(procedureText(body, params))
+            .then(name => name && `CALL ${name}(${params.map(() => '?').join(', ')})`)
+            .catch(() => {
+              known = undefined;
+              calls.delete(shape);
+              return undefined;
+            });
+          calls.set(shape, call);
         }
-        const procedure = await name;
-        if (procedure !== undefined) {
+        const sql = await call;
+        if (sql !== undefined) {
           try {
-            return (await pool.use(c => c.all(`CALL ${procedure}(${params.map(() => '?').join(', ')})`, params)))[0];
+            return (await pool.use(c => c.all(sql, params)))[0];
           } catch (e) {
             // Dropped meanwhile (1305), or another user's, whom we may not call.
-            if ((e as { errno?: number }).errno === 1305) names.delete(text);
+            if ((e as { errno?: number }).errno === 1305) calls.delete(shape);
             else if (failureOf('mysql', e) === 'denied') routines = false;
             throw e;
           }
@@ -135,7 +137,7 @@ export function openPlans(pool: SqlPool, own: string): Plans {
     },
     async drop(c) {
       for (const name of await listed(c)) await c.run(`DROP PROCEDURE IF EXISTS ${name}`, []);
-      names.clear();
+      calls.clear();
       known = undefined;
     },
   };

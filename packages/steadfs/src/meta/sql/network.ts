@@ -49,8 +49,9 @@ import { Cache, COMPLETE_LIMIT } from '../redis/cache.ts';
 import { parseSessionInfo, serialiseSessionInfo } from '../session-info.ts';
 import { txOperations } from '../tx-engine.ts';
 import { addDelta, type Delta, decodeDeltas, encodeDeltas } from '../usage.ts';
-import { failureOf, openMysql, openPostgres, type SqlConnection, type SqlPool, type SqlRow } from './connection.ts';
+import { failureOf, type SqlConnection, type SqlPool, type SqlRow } from './connection.ts';
 import { openPlans } from './mysql-plan.ts';
+import { openMysql } from './mysql-pool.ts';
 import {
   EntryChanged,
   NetworkTx,
@@ -62,6 +63,7 @@ import {
   toNumber,
 } from './network-tx.ts';
 import { type Clause, OptimisticTx, recordCount, type Statement, Unsupported } from './optimistic-tx.ts';
+import { openPostgres } from './postgres-pool.ts';
 import { channelOf, openPush, type Push } from './push.ts';
 import { ownPrefix, ownStatements, schemaStatements, TABLES } from './schema.ts';
 import { SeenRows } from './seen-rows.ts';
