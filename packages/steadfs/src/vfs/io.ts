@@ -176,16 +176,17 @@ export function ioMethods(core: Core): IoMethods {
     if (set.gid !== undefined) wanted.gid = set.gid;
     if (set.atime !== undefined) wanted.atime = set.atime === 'now' ? 'now' : storable(set.atime);
     if (set.mtime !== undefined) wanted.mtime = set.mtime === 'now' ? 'now' : storable(set.mtime);
+    const cred = core.cred(ctx);
     // Nothing at all comes of chown(-1, -1), and of a write or fallocate that takes the set-id bits away. Both do that, but only the first
     // is for the owner alone; whoever writes has the file open, and it has such bits.
     const nothing = set.size === undefined && Object.keys(wanted).length === 0;
     if (set.killSuidgid || nothing) wanted.killSuidgid = true;
     const open = inodes.get(ino);
-    if (nothing && open !== undefined && open.writers > 0 && ((open.attr?.mode ?? SUID_SGID) & SUID_SGID) !== 0)
+    const may = cred.uid === 0 || cred.uid === open?.attr?.uid;
+    if (nothing && !may && open !== undefined && open.writers > 0 && ((open.attr?.mode ?? SUID_SGID) & SUID_SGID) !== 0)
       wanted.byHandle = true;
     if (set.fh !== undefined) wanted.byHandle = true;
     if (inodes.isOpen(ino)) wanted.inUse = true;
-    const cred = core.cred(ctx);
     if (set.size !== undefined) {
       if (set.size < 0) throw EINVAL;
       if (set.size > MAX_LENGTH) throw EFBIG;

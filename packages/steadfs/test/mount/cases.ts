@@ -276,6 +276,12 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
   setid(dir) {
     const path = `${dir}/suid`;
     writeFileSync(path, 'abc');
+    ok(c.chmod(path, 0o2644), 'chmod');
+    const mine = ok(c.open(path, O.WRONLY), 'open to write');
+    const { ctime } = statOf(c.stat(path));
+    ok(c.lchown(path, -1, -1), 'chown of neither id');
+    assert.ok(statOf(c.stat(path)).ctime > ctime, 'its ctime is renewed while the file is open for writing');
+    ok(c.close(mine), 'close');
     ok(c.chmod(path, 0o6777), 'chmod');
     c.setIds(1234, 1234);
     const fd = ok(c.open(path, O.RDWR), 'open');
