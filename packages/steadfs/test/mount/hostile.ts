@@ -44,7 +44,7 @@ const programs: Record<string, (dir: string, ...more: string[]) => void | Promis
     writeSync(1, `${rounds} rounds, longest ${longest.toFixed(0)} ms\n`);
   },
 
-  /** Ends by SIGKILL with all of them open. */
+  /** Ends by SIGKILL with all of them open; several of them may be at work. */
   openFiles(dir, count = '1000') {
     for (let i = 0; i < 100; i++) ok(c.open(`${dir}/f${i}`, O.CREAT | O.RDWR), 'create');
     for (let i = 100; i < Number(count); i++) ok(c.open(`${dir}/f${i % 100}`, O.RDONLY), `open ${i}`);
