@@ -20,6 +20,7 @@ import {
   ENOENT,
   ENOSPC,
   type EntryOut,
+  endWhenHung,
   errnoOf,
   type FileSystem,
   type FuseAttr,
@@ -300,7 +301,6 @@ function faultyCreate(fileSystem: FileSystem, how: string, go: string): void {
       return new Promise<never>(() => {});
     }
     if (text === 'spin') for (;;);
-    if (text === 'stuck' && !existsSync(go)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
     while (text === 'slow' && !existsSync(go)) await new Promise(resolve => setTimeout(resolve, 5));
     return create.call(fileSystem, ctx, parent, name, mode, umask, flags, kill);
   };
@@ -315,7 +315,6 @@ if (import.meta.main) {
     arenaSize: 320 * 2 ** 20,
     options: { fault: process.env.STEADFS_NOTES_FAULT },
     ...(process.env.STEADFS_NOTES_LOG && { log: process.env.STEADFS_NOTES_LOG }),
-    hangLimit: Number(process.env.STEADFS_NOTES_HANG_LIMIT ?? 60),
   };
   const mount = { source: 'notes', subtype: 'notes', defaultPermissions: true };
   const show = (value: unknown) => console.log(JSON.stringify(value));
@@ -340,6 +339,7 @@ if (import.meta.main) {
         if (fault === 'restart' && why === 'crash') throw new Error('it will not start again');
       },
       async serve({ fd, capsule, serving, why, launch, before }) {
+        endWhenHung(Number(process.env.STEADFS_NOTES_HANG ?? 60));
         const { fault } = launch.options as { fault?: string };
         if (fault === 'after-commit' && why === 'upgrade') process.kill(process.pid, 'SIGKILL');
         const fileSystem = notes(capsule);

@@ -40,7 +40,7 @@ export interface ControlHandlers {
 }
 
 /** After this long without being killed a process that has yielded goes on, ms. */
-export const YIELD_LIMIT_MS = 1000;
+const YIELD_LIMIT_MS = 1000;
 
 type Message = Record<string, unknown>;
 

@@ -10,6 +10,7 @@ export {
 } from './capsule.ts';
 export * from './capsule-types.ts';
 export * from './errno.ts';
+export { endWhenHung } from './hang.ts';
 export { DEFAULT_FLAGS, decodeConnection, type InitOptions, negotiate } from './init.ts';
 export { mountFuse, unmount } from './mount.ts';
 export * from './service-types.ts';

@@ -15,9 +15,7 @@
  *   unmounted tree, whom no service can be started for.
  * - the first service of a fresh mount, or of an upgrade before its commit point (state line none of `serving`, `committed`, `waiting`): the keeper exits with it, the starter
  *   cleans up. The old service and its keeper were never touched.
- * - its loop hangs (beat.ts): killed by the keeper with a line in the log, then as for kill -9; one that spins is counted as a crash (exit code 79 for the next service), so that a
- *   request that does it every time is found. Looked at is the main thread: for half of the hang limit it must have had a processor, all in one turn of its loop, or have waited in one system
- *   call without a single context switch. Stopped and traced processes are never killed, nor such as only wait for a processor or for pages to come back from swap.
+ * - its loop hangs (hang.ts): it ends by SIGVTALRM. As a crash, with a line in the log.
  * - exit 75: another process serves this capsule. Whoever serves has a keeper of its own, so this one exits when it is told so four times in a row.
  *
  * Signals: the keeper ignores HUP (log-out) and is in a session of its own (detached), so terminals do not reach it. TERM and INT go on to the service, which unmounts
@@ -36,32 +34,21 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { realpathSync, writeFileSync } from 'node:fs';
 import { getPriority, setPriority } from 'node:os';
-import { type Beating, createBeat, WATCH } from './beat.ts';
 import { EINVAL, ENOENT } from './errno.ts';
-import {
-  EXIT_LOCKED,
-  EXIT_REFUSED,
-  EXIT_SPUN,
-  FD_BEAT,
-  FD_LAUNCH,
-  FD_LIFE,
-  FD_REPORT,
-  FD_STATE,
-  type HeldFds,
-} from './launch.ts';
+import { EXIT_LOCKED, EXIT_REFUSED, FD_LAUNCH, FD_LIFE, FD_REPORT, FD_STATE, type HeldFds, HUNG } from './launch.ts';
 import type { Launch } from './service-types.ts';
 import * as sys from './sys.ts';
 
 /** How the keeper begins: with a first service of a fresh mount or an upgrade, by waiting for a service that runs, or (after the service died) with its successor. */
 export type KeeperMode = 'mount' | 'upgrade' | 'watch';
 
-/** $1 mount point, $2 device, $3 mode, $4 pid of the running service (watch; else 0), $5 hang limit in seconds (0: none), then the service's command. */
+/** $1 mount point, $2 device, $3 mode, $4 pid of the running service (watch; else 0), then the service's command. */
 export const SCRIPT = `
-mount=$1 device=$2 mode=$3 child=$4 limit=$5
-shift 5
+mount=$1 device=$2 mode=$3 child=$4
+shift 4
 umask 077
 cd /
-interrupted= watcher= spun=
+interrupted=
 trap 'interrupted=1; [ "$child" = 0 ] || kill -TERM "$child" 2>/dev/null' TERM INT
 trap '' HUP PIPE
 mounted() {
@@ -69,49 +56,6 @@ mounted() {
   return 1
 }
 seconds() { read -r now _ </proc/uptime; now=\${now%%.*}; }
-# The service's main thread: a letter for its state, 1/100 s on a processor, context switches.
-sample() {
-  state= ticks=0 switches=0
-  read -r line 2>/dev/null </proc/$1/task/$1/stat || return
-  set -- $1 \${line##*) }
-  state=$2 ticks=$((\${13} + \${14}))
-  while read -r key n; do case $key in *_ctxt_switches:) switches=$((switches + n)) ;; esac; done 2>/dev/null </proc/$1/task/$1/status
-}
-# Comes every $round seconds while the service has not set its timer for half of the limit.
-looked=0 watched=0 burned=0 blocked=0
-look() {
-  [ "$child" = 0 ] && return
-  set -- $looked "$ticks" "$switches"
-  seconds; looked=$now
-  sample "$child"
-  if [ "$watched" != "$child" ] || [ $((looked - $1)) -gt $((2 * round + 2)) ]; then
-    watched=$child burned=0 blocked=0
-    return
-  fi
-  case $state in
-  R|S|D) ;;
-  *) burned=0 blocked=0; return ;;
-  esac
-  if [ $((ticks - $2)) -ge $((10 * round)) ]; then burned=$((burned + ticks - $2)) blocked=0
-  elif [ $state != R ] && [ $switches = $3 ]; then blocked=$((blocked + round))
-  else blocked=0; fi
-  if [ $burned -ge $((50 * limit)) ]; then hung "has spun for $((burned / 100)) s"; spun=$child
-  elif [ $((2 * blocked)) -ge $limit ]; then hung "hangs in a system call"; fi
-}
-hung() {
-  echo "$(date '+%Y/%m/%d %T') $0[$$] <ERROR>: the service $child does not turn its event loop any more: it $1 (state $state). Killed" >&2
-  while read -r line; do echo "    $line" >&2; done 2>/dev/null </proc/$child/task/$child/stack
-  burned=0 blocked=0
-  kill -9 "$child"
-}
-trap 'interrupted=1; look' USR1
-trap '[ "$watcher" ] && kill $watcher' EXIT
-round=$((limit / 12))
-[ $round -gt 0 ] || round=1
-if [ "$limit" -gt 0 ]; then
-  (exec 3<&- 4<&- 5<&- 6<&- 7<&- 8<&-; exec /bin/sh -c '${WATCH}' steadfs-watch $round) &
-  watcher=$!
-fi
 failures=0 quick=0 locked=0 ended=
 while :; do
   if [ "$mode" = watch ]; then
@@ -131,12 +75,11 @@ while :; do
     while :; do
       interrupted=
       wait "$child"; code=$?
-      # 128 and SIGUSR1, INT, TERM: it was the waiting that ended.
-      case $interrupted$code in 1138|1130|1143) ;; *) break ;; esac
+      [ "$interrupted" ] || break
     done
     first=$mode
   fi
-  [ "$spun" = "$child" ] && code=${EXIT_SPUN}
+  [ $code = ${HUNG} ] && echo "$(date '+%Y/%m/%d %T') $0[$$] <ERROR>: the service $child did not turn its event loop any more: ended by its timer" >&2
   ended="$child $code"
   child=0 mode=crash
   read -r state </proc/self/fd/${FD_STATE}
@@ -165,7 +108,7 @@ while :; do
     ;;
   esac
   # In a subshell: dash carries out redirections of a plain command on its own fds before it forks.
-  [ $delay = 0 ] || (exec 3<&- 4<&- 5<&- 6<&- 7<&- 9<&-; exec sleep $delay)
+  [ $delay = 0 ] || (exec 3<&- 4<&- 5<&- 6<&- 7<&-; exec sleep $delay)
 done
 `;
 
@@ -196,17 +139,7 @@ function scriptFd(): number {
 function keeperArguments(launch: Launch, mode: KeeperMode, service: number): string[] {
   // busybox chooses its applet by the name.
   const name = realpathSync('/bin/sh').includes('busybox') ? 'sh' : `${launch.mount.subtype}-keeper`;
-  return [
-    name,
-    '-s',
-    '--',
-    launch.mountPoint,
-    launch.device,
-    mode,
-    String(service),
-    String(Math.ceil(launch.hangLimit ?? 0)),
-    ...launch.command,
-  ];
+  return [name, '-s', '--', launch.mountPoint, launch.device, mode, String(service), ...launch.command];
 }
 
 /** Fd for stdout and stderr, to be closed by the caller when it is no standard stream. */
@@ -224,8 +157,6 @@ export interface KeeperStart {
   report?: number;
   /** Read end of the life pipe (watch). */
   life?: number;
-  /** {@link createBeat} */
-  beat: number;
 }
 
 /** Starts a keeper in a session of its own. The fds are duplicated for it; the caller keeps its own. */
@@ -236,7 +167,6 @@ export function startKeeper({
   service = 0,
   report,
   life,
-  beat,
 }: KeeperStart): ChildProcess & { pid: number } {
   const [name, ...args] = keeperArguments(launch, mode, service);
   const script = scriptFd();
@@ -259,8 +189,8 @@ export function startKeeper({
         fds.arena,
         fds.launch,
         fds.state,
-        report ?? life ?? 'ignore',
-        beat,
+        report ?? 'ignore',
+        life ?? 'ignore',
       ],
     });
     if (child.pid === undefined) {
@@ -283,12 +213,7 @@ export function becomeKeeper(launch: Launch, fds: HeldFds): never {
   const argv = keeperArguments(launch, 'mount', 0);
   setOomScore(process.pid, -1000);
   favour(process.pid, false);
-  becomeProgram('/bin/sh', argv, passedEnvironment(), [
-    [scriptFd(), 0],
-    ...heldPairs(fds),
-    [sys.open('/dev/null', sys.O_RDWR), FD_REPORT],
-    [createBeat(launch.hangLimit), FD_BEAT],
-  ]);
+  becomeProgram('/bin/sh', argv, passedEnvironment(), [[scriptFd(), 0], ...heldPairs(fds)]);
 }
 
 /** [fd, number it is to have] */
@@ -351,8 +276,7 @@ export function setOomScore(pid: number, score: number): boolean {
 }
 
 /**
- * The service's side: watches the keeper `pid` and has a new one in place as soon as it is gone. The new one waits for this process by a pipe, and gets a new timer. `onKeeper` is told
- * each new pid.
+ * The service's side: watches the keeper `pid` and has a new one in place as soon as it is gone. The new one waits for this process by a pipe. `onKeeper` is told each new pid.
  */
 export interface KeeperWatch {
   /** Pid of the keeper now; 0 for a moment after one has died. */
@@ -367,7 +291,6 @@ export function watchKeeper(
   keeper: number,
   launch: Launch,
   fds: HeldFds,
-  beating: Beating,
   onKeeper: (pid: number, replaced: boolean) => void,
   log: (level: 'info' | 'warn' | 'error', message: string) => void,
 ): KeeperWatch {
@@ -414,9 +337,8 @@ export function watchKeeper(
     if (suspended || stopped || pid !== 0) return;
     const old = life;
     const [readEnd, writeEnd] = sys.pipe();
-    beating.follow(createBeat(launch.hangLimit));
     try {
-      const child = startKeeper({ launch, fds, mode: 'watch', service: process.pid, life: readEnd, beat: FD_BEAT });
+      const child = startKeeper({ launch, fds, mode: 'watch', service: process.pid, life: readEnd });
       child.unref();
       life = writeEnd;
       bornAt = performance.now();

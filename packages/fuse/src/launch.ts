@@ -1,7 +1,7 @@
 /**
  * What the processes of a mount hand to each other beside the capsule: fds at fixed numbers, the launch record, the state line, the private directory.
  *
- * Fds of the keeper and of a service that it starts. All but 0-2, 8 and 9 are held by both for life, so killing either loses nothing:
+ * Fds of the keeper and of a service that it starts. All but 0-2 and 8 are held by both for life, so killing either loses nothing:
  *
  *     0  keeper: its script; service: /dev/null
  *     1, 2  log
@@ -10,9 +10,8 @@
  *     5  arena memfd
  *     6  launch memfd: sealed JSON of {@link Launch}
  *     7  state memfd: a line for the keeper and `status`
- *     8  report pipe to the starter (first service only): JSON lines of {@link Report}; a keeper that a service has started: the read end of the pipe
- *        whose write end only that service holds
- *     9  the timer of beat.ts
+ *     8  report pipe to the starter (first service only): JSON lines of {@link Report}
+ *     9  a keeper that a service has started: the read end of the pipe whose write end only that service holds
  *
  * A sealed memfd instead of a part of the capsule because an upgrade that fails must leave what the old service is started again with: each keeper
  * has its own launch record, and the lock on the capsule decides whose counts.
@@ -30,8 +29,7 @@ export const FD_ARENA = 5;
 export const FD_LAUNCH = 6;
 export const FD_STATE = 7;
 export const FD_REPORT = 8;
-export const FD_LIFE = 8;
-export const FD_BEAT = 9;
+export const FD_LIFE = 9;
 
 /** The five that both processes hold. */
 export interface HeldFds {
@@ -57,23 +55,23 @@ export const EXIT_LOCKED = 75;
 /** Cannot serve, and trying again at once is of no use (capsule of a newer version, bad option). */
 export const EXIT_REFUSED = 78;
 
-/** For the next service only: the keeper has killed it because its loop spun without end. */
-export const EXIT_SPUN = 79;
-
 /** How a service has ended: what its keeper tells the next one (STEADFS_ENDED: pid, exit code of the shell). */
 export interface Ended {
   pid: number;
   code: number;
 }
 
+/** Exit code of a service that hang.ts ended, as a shell sees it: 128 and SIGVTALRM. */
+export const HUNG = 128 + sys.SIGVTALRM;
+
 export function readEnded(text: string | undefined): Ended | undefined {
   const [pid, code] = (text ?? '').split(' ').map(Number);
   return pid && code !== undefined ? { pid, code } : undefined;
 }
 
-/** SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, or a loop without end: nobody sends these from outside. An uncaught exception is told by the capsule (slots.ts), its exit code 1 has other causes as well. */
+/** SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGVTALRM (hang.ts): nobody sends these from outside. An uncaught exception is told by the capsule (slots.ts), its exit code 1 has other causes as well. */
 export function diedOfItself(code: number): boolean {
-  return [132, 133, 134, 135, 136, 139, EXIT_SPUN].includes(code);
+  return [132, 133, 134, 135, 136, 139, HUNG].includes(code);
 }
 
 export type Report =

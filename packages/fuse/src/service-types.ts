@@ -47,8 +47,6 @@ export interface Launch {
   directory: string;
   /** File that stdout and stderr are appended to; absent: those of the starter in the foreground, else /dev/null. */
   log?: string;
-  /** Seconds after which the keeper ends a service whose loop hangs (beat.ts); 0 or absent: never. */
-  hangLimit?: number;
   /** systemd keeps the fds and starts the service again; there is no keeper. */
   systemd?: boolean;
   /** Milliseconds since 1970. */
@@ -65,8 +63,6 @@ export interface StartSettings {
   command: readonly string[];
   options: unknown;
   log?: string;
-  /** See {@link Launch}; systemd has WatchdogSec= for it. */
-  hangLimit?: number;
   /**
    * This process becomes the keeper by execve(2) once the mount is made (systemd: the service): the promise never settles then. Standard streams are
    * passed on. SIGTERM and SIGINT to the keeper go to the service, which unmounts.
@@ -94,7 +90,6 @@ export interface ReplaceSettings {
   command: readonly string[];
   options: unknown;
   log?: string;
-  hangLimit?: number;
   /** Milliseconds for the new service to get ready for the commit (default 60,000). */
   timeout?: number;
 }

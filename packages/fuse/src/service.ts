@@ -9,7 +9,6 @@ import { once } from 'node:events';
 import { readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { createBeat, startBeating } from './beat.ts';
 import {
   CapsuleError,
   createCapsule,
@@ -31,7 +30,6 @@ import {
   killAndWait,
   serveControl,
   takeOver,
-  YIELD_LIMIT_MS,
 } from './handover.ts';
 import {
   becomeKeeper,
@@ -51,7 +49,6 @@ import {
   EXIT_LOCKED,
   EXIT_REFUSED,
   FD_ARENA,
-  FD_BEAT,
   FD_CAPSULE,
   FD_FUSE,
   FD_LAUNCH,
@@ -119,10 +116,9 @@ export async function startMount(settings: StartSettings): Promise<Started> {
   const { fds, launch } = await makeMount(settings);
   if (settings.foreground) becomeKeeper(launch, fds);
   const starter = listenForReports();
-  const beat = createBeat(launch.hangLimit);
   let keeper: ReturnType<typeof startKeeper> | undefined;
   try {
-    keeper = startKeeper({ launch, fds, mode: 'mount', report: starter.writeEnd, beat });
+    keeper = startKeeper({ launch, fds, mode: 'mount', report: starter.writeEnd });
     const served = await starter.served(settings.timeout ?? 60_000, keeper);
     keeper.unref();
     return { device: launch.device, keeper: keeper.pid, service: served.service };
@@ -134,7 +130,6 @@ export async function startMount(settings: StartSettings): Promise<Started> {
     throw error;
   } finally {
     starter.close();
-    sys.close(beat);
     closeHeld(fds);
   }
 }
@@ -149,7 +144,7 @@ async function takeBack({ mountPoint, device }: Launch): Promise<void> {
 
 /** /dev/fuse, capsule, mount, launch record, state. */
 async function makeMount(settings: StartSettings): Promise<{ fds: HeldFds; launch: Launch }> {
-  const { mountPoint, mount, version, command, options, arenaSize, log, hangLimit, systemd } = settings;
+  const { mountPoint, mount, version, command, options, arenaSize, log, systemd } = settings;
   const { fd: fuse, device } = await mountFuse(mountPoint, mount);
   const directory = runtimeDirectory(device);
   const launch: Launch = {
@@ -163,7 +158,6 @@ async function makeMount(settings: StartSettings): Promise<{ fds: HeldFds; launc
     directory,
     created: Date.now(),
     ...(log !== undefined && { log }),
-    ...(hangLimit !== undefined && !systemd && { hangLimit }),
     ...(systemd && { systemd }),
   };
   const { capsule, arena } = createCapsule({ arenaSize });
@@ -336,7 +330,7 @@ function listenForReports() {
 
 /** See {@link ReplaceSettings}. Throws the reason when the old service goes on serving. */
 export async function replaceMount(settings: ReplaceSettings): Promise<Replaced> {
-  const { mountPoint, version, command, options, arenaSize, log, hangLimit } = settings;
+  const { mountPoint, version, command, options, arenaSize, log } = settings;
   const state = await mountState(mountPoint);
   if (!state) throw EINVAL.because(`nothing is mounted at ${mountPoint}`);
   const old = state.launch;
@@ -351,16 +345,13 @@ export async function replaceMount(settings: ReplaceSettings): Promise<Replaced>
   const launch: Launch = { ...old, mount, version, command, options, arenaSize, created: Date.now() };
   if (log === undefined) delete launch.log;
   else launch.log = log;
-  if (hangLimit === undefined) delete launch.hangLimit;
-  else launch.hangLimit = hangLimit;
   faultPoint('command.has-fds');
   const ours: HeldFds = { ...fds, launch: createLaunch(launch), state: createState() };
   sys.close(fds.launch);
   sys.close(fds.state);
   const starter = listenForReports();
-  const beat = createBeat(hangLimit);
   try {
-    const keeper = startKeeper({ launch, fds: ours, mode: 'upgrade', report: starter.writeEnd, beat });
+    const keeper = startKeeper({ launch, fds: ours, mode: 'upgrade', report: starter.writeEnd });
     faultPoint('command.keeper-started');
     try {
       const { service, takeover } = await starter.served(settings.timeout ?? 60_000, keeper);
@@ -378,7 +369,6 @@ export async function replaceMount(settings: ReplaceSettings): Promise<Replaced>
     }
   } finally {
     starter.close();
-    sys.close(beat);
     closeHeld(ours);
   }
 }
@@ -454,7 +444,6 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
     sys.setCloexec(fd);
   }
   if (first) sys.setCloexec(FD_REPORT);
-  if (sys.isOpen(FD_BEAT)) sys.setCloexec(FD_BEAT);
   delete process.env.STEADFS_START;
   const before = readEnded(process.env.STEADFS_ENDED);
   delete process.env.STEADFS_ENDED;
@@ -506,7 +495,6 @@ async function adoptAndServe<Warm>(
   const bornAt = performance.timeOrigin;
   phase('launch record');
   let keeperPid = Number(process.env.STEADFS_KEEPER ?? 0);
-  const beating = startBeating(launch.hangLimit);
   const notify = launch.systemd ? notifications() : undefined;
   // A thread that reclaims memory must not wait for our own mount; inherited by threads that are made from now on. Needs CAP_SYS_RESOURCE.
   sys.prctl(sys.PR_SET_IO_FLUSHER, 1);
@@ -641,7 +629,6 @@ async function adoptAndServe<Warm>(
         keeperPid,
         launch,
         HELD,
-        beating,
         (pid, replaced) => {
           if (replaced) log('warn', `keeper ${keeperPid || '?'} is gone, ${pid} is the new one`);
           keeperPid = pid;
@@ -662,7 +649,6 @@ async function adoptAndServe<Warm>(
         fds: HELD,
         async yielding() {
           watch?.suspend();
-          beating.leave(2 * YIELD_LIMIT_MS);
           faultPoint('yield.asked');
           await bounded(settings.yielding?.(), YIELD_MS);
           faultPoint('yield.done');
@@ -670,7 +656,6 @@ async function adoptAndServe<Warm>(
         resume() {
           log('warn', 'the take-over was given up: going on');
           watch?.resume();
-          beating.go();
           settings.resume?.();
         },
         log,

@@ -68,6 +68,7 @@ export const SIGKILL = 9;
 export const SIGTERM = 15;
 export const SIGCONT = 18;
 export const SIGSTOP = 19;
+export const SIGVTALRM = 26;
 export const MSG_DONTWAIT = 0x40;
 export const PAGE = 4096;
 
@@ -100,6 +101,8 @@ const SYS_pidfd_send_signal = 424;
 const SYS_pidfd_open = 434;
 const SYS_pidfd_getfd = 438;
 const SYS_mlock2 = process.arch === 'arm64' ? 284 : 325;
+const SYS_timer_create = process.arch === 'arm64' ? 107 : 222;
+const SYS_timer_settime = process.arch === 'arm64' ? 110 : 223;
 const MLOCK_ONFAULT = 1;
 
 // --- Bindings -----------------------------------------------------------------------------------------------------
@@ -156,8 +159,6 @@ const c = {
   execve: bind<(p: string, argv: (string | null)[], env: (string | null)[]) => N>(
     'int execve(const char*, const char**, const char**)',
   ),
-  timerfd: bind<(clock: N, flags: N) => N>('int timerfd_create(int, int)'),
-  timerfdSettime: bind<(fd: N, flags: N, to: N, before: N) => N>('int timerfd_settime(int, int, uintptr_t, uintptr_t)'),
   sched_yield: bind<() => N>('int sched_yield()'),
   geteuid: bind<() => N>('uint geteuid()'),
   getegid: bind<() => N>('uint getegid()'),
@@ -364,17 +365,24 @@ export function pipe(flags = 0): [number, number] {
   check(c.pipe2(m.address, O_CLOEXEC | flags), 'pipe2');
   return [m.view.getInt32(0, true), m.view.getInt32(4, true)];
 }
-/** A timer that is read(2), on CLOCK_MONOTONIC (which stands still while the machine is suspended); close-on-exec, blocking, not set. */
-export function timerfdCreate(): number {
-  return check(c.timerfd(1, O_CLOEXEC), 'timerfd_create');
+/**
+ * timer_create(2) on CLOCK_THREAD_CPUTIME_ID of the calling thread, not set: answers its id. `signal` goes to the process. Neither fork nor execve keeps it.
+ * struct sigevent: value u64, signal i32, how i32 (SIGEV_SIGNAL = 0), 64 bytes in all.
+ */
+export function threadTimerCreate(signal: number): number {
+  const m = scratch();
+  m.bytes.fill(0, 0, 72);
+  m.view.setInt32(8, signal, true);
+  check(c.syscall(SYS_timer_create, 3, m.address, m.address + 64, 0), 'timer_create');
+  return m.view.getInt32(64, true);
 }
-/** Lets a timer expire once, in `ms` (more than 0), whatever it was set to. */
-export function timerfdSet(fd: number, ms: number): void {
+/** Lets it expire once, `seconds` of CPU time from now. struct itimerspec: interval and value, each seconds and nanoseconds i64. */
+export function threadTimerSet(timer: number, seconds: number): void {
   const m = scratch();
   m.bytes.fill(0, 0, 32);
-  m.view.setBigInt64(16, BigInt(Math.floor(ms / 1000)), true);
-  m.view.setBigInt64(24, BigInt(Math.max(1, Math.floor((ms % 1000) * 1e6))), true);
-  check(c.timerfdSettime(fd, 0, m.address, 0), `timerfd_settime ${fd}`);
+  m.view.setBigInt64(16, BigInt(Math.floor(seconds)), true);
+  m.view.setBigInt64(24, BigInt(Math.floor((seconds % 1) * 1e9)), true);
+  check(c.syscall(SYS_timer_settime, timer, 0, m.address, 0), 'timer_settime');
 }
 export function memfdCreate(name: string, flags = MFD_CLOEXEC): number {
   return check(c.memfd(name, flags), `memfd_create ${name}`);

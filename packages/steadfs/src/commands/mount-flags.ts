@@ -97,7 +97,7 @@ export const mountFlags: readonly Flag[] = [
     name: 'hang-limit',
     type: 'duration',
     default: '60s',
-    help: 'time after which a service whose event loop stands still is killed and the next one started, 0 = never (under systemd: WatchdogSec=)',
+    help: 'CPU time after which a service whose event loop does not turn any more is ended and the next one started, 0 = never',
   },
   { name: 'max-fuse-io', type: 'size', unit: 'B', default: '128K', help: 'largest request of the kernel, at most 1M' },
   // metrics
@@ -130,6 +130,8 @@ export interface ServiceOptions {
   ioRetries: number;
   /** 0 or absent (stored by an older version): no limit. */
   waitTimeoutMs?: number;
+  /** Seconds of CPU time in one turn of the loop; 0: no limit. */
+  hangLimit?: number;
   maxFuseIo: number;
   /** O_DIRECT requests of one call side by side (INIT.ASYNC_DIO); costs the coherence of buffered reads beside them. */
   asyncDio: boolean;
@@ -169,8 +171,6 @@ export interface MountPlan {
   nonempty: boolean;
   /** -o remount: there must be a live mount. */
   remount: boolean;
-  /** Seconds; 0: none. */
-  hangLimit: number;
 }
 
 function within(flags: Flags, name: string, least: number, most: number): number {
@@ -236,7 +236,6 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
   return {
     nonempty,
     remount,
-    hangLimit: within(flags, 'hang-limit', 0, 86400),
     kernel: {
       source: '',
       subtype: 'steadfs',
@@ -289,6 +288,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
       maxDeletes: within(flags, 'max-deletes', 0, 1000),
       ioRetries: within(flags, 'io-retries', 0, 1000),
       waitTimeoutMs: within(flags, 'wait-timeout', 0, day) * 1000,
+      hangLimit: within(flags, 'hang-limit', 0, day),
       maxFuseIo,
       asyncDio,
       metrics: flags.string('metrics')!,

@@ -79,7 +79,6 @@ On a mount point where the same volume is mounted already, this version and thes
       command: [...runtime.command, 'service', mountPoint],
       options,
       arenaSize: options.bufferSize,
-      hangLimit: plan.hangLimit,
       ...(plan.options.logFile ? { log: plan.options.logFile } : {}),
     };
 

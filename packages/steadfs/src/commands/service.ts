@@ -11,6 +11,7 @@ import type { Capsule, Context, FileSystem, Launch } from '@steadfs/fuse';
 import { INIT } from '@steadfs/fuse/abi';
 import { EIO } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
+import { endWhenHung } from '@steadfs/fuse/hang';
 import { DEFAULT_FLAGS } from '@steadfs/fuse/init';
 import { unmount } from '@steadfs/fuse/mount';
 import { phase } from '@steadfs/fuse/phases';
@@ -80,6 +81,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
     async prepare({ launch, why }) {
       const options = launch.options as ServiceOptions;
       Object.assign(process.env, options.environment);
+      endWhenHung(options.hangLimit ?? 0);
       log.flush();
       log = startLog({
         level: options.logLevel,
