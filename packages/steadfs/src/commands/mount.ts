@@ -2,7 +2,7 @@
 import { accessSync, closeSync, constants, existsSync, openSync, readdirSync, realpathSync, statSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { EBUSY, Errno } from '@steadfs/fuse/errno';
-import { remountFuse } from '@steadfs/fuse/mount';
+import { findMount, remountFuse } from '@steadfs/fuse/mount';
 import { endMount, mountState, replaceMount, startMount } from '@steadfs/fuse/service';
 import type { MountOptions as KernelMountOptions, MountState } from '@steadfs/fuse/service-types';
 import { makeFolder } from '../observe/log.ts';
@@ -211,7 +211,9 @@ function carryOptions(live: MountState, kernel: KernelMountOptions, options: Ser
   if ((launch.mount.allowOther ?? false) !== (kernel.allowOther ?? false)) refuse('-o allow_other');
   if ((launch.mount.defaultPermissions ?? false) !== (kernel.defaultPermissions ?? false))
     refuse('-o default_permissions');
-  if (flagsOf(launch.mount) !== flagsOf(kernel) && process.getuid!() !== 0) refuse(`-o ${flagsOf(kernel)}`);
+  // mount(8) may have changed this without us (-i).
+  const before = { ...launch.mount, readOnly: findMount(live.mountPoint)?.superOptions.includes('ro') === true };
+  if (flagsOf(before) !== flagsOf(kernel) && process.getuid!() !== 0) refuse(`-o ${flagsOf(kernel)}`);
   options.mount = carryOver(old.mount, options.mount);
-  return launch.mount;
+  return before;
 }

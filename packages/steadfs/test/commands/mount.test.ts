@@ -169,6 +169,11 @@ test('a live mount becomes read-only and writable again', {
   writer.stdin.end('\n');
   await once(writer, 'exit');
 
+  // Behind our back, and with us.
+  assert.equal(sh('mount -i -o remount,ro mp').output, '');
+  assert.equal(flags(), 'ro');
+  await mount();
+  assert.equal(flags(), 'rw');
   assert.equal((await remount('-o', 'remount,ro')).stderr, '');
   assert.equal(flags(), 'ro');
   process.kill((await state()).service!.pid, 'SIGKILL');
