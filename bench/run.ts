@@ -3,10 +3,10 @@
  * nothing else is said:
  *
  *   node bench/run.ts [fsmeter] [felt] [idle] [mounts]   [--rounds N] [--scale S] [--write] [--client steadfs] [--options FLAGS]
- *     [--meta sqlite,redis,postgres,mariadb] [--store file,s3] [--processes 1,8]
+ *     [--meta sqlite,redis,postgres,mariadb] [--store file,s3] [--processes 1,8] [--mounts 16]
  *
  * fsmeter: rates of system calls with one and with eight processes (compiled from ../shared/tools/fsmeter.c, or from $FSMETER), against the
- * goals; mounts: sixteen mounts of one volume, each at work in its own directory, rates summed (not on SQLite); felt: workloads as people
+ * goals; mounts: as many mounts of one volume, each at work in its own directory, rates summed (not on SQLite); felt: workloads as people
  * meet them (workload.ts), --scale 1 for full size; idle: memory and CPU of a mount that nobody uses, CPU per operation. --write puts the tables into RESULTS.md, with date and command.
  */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
@@ -52,7 +52,6 @@ function networkGoals(database: DatabaseName, store: StoreName, processes: numbe
   }
   return goals;
 }
-const MOUNTS = 16;
 
 const GOALS_EIGHT: Record<string, number> = {
   'create/s': 3,
@@ -136,6 +135,7 @@ async function main(): Promise<number> {
       meta: { type: 'string', default: 'sqlite' },
       store: { type: 'string', default: 'file' },
       processes: { type: 'string', default: '1,8' },
+      mounts: { type: 'string', default: '16' },
       write: { type: 'boolean', default: false },
     },
   });
@@ -176,7 +176,7 @@ interface Run {
   scale: number;
   rounds: number;
   command: string;
-  values: { options: string; only?: string; write: boolean; processes: string };
+  values: { options: string; only?: string; write: boolean; processes: string; mounts: string };
 }
 
 /** Everything asked for, on one database and store; the number of programs that failed. */
@@ -297,13 +297,14 @@ async function measureOn(backend: Backend, run: Run): Promise<number> {
       const program = await compileFsmeter(scratch);
       if (!program) console.log('skipped: mounts: ../shared/tools/fsmeter.c or gcc is missing');
       else {
+        const mounts = Number(values.mounts);
         const samples: Samples = {};
         for (let round = 0; round < rounds; round++)
           for (const client of clients) {
             const first = await fresh(client);
             const others: Volume[] = [];
             try {
-              for (let i = 1; i < MOUNTS; i++) others.push(openVolume({ client, meta: first.meta, format: 'there' }));
+              for (let i = 1; i < mounts; i++) others.push(openVolume({ client, meta: first.meta, format: 'there' }));
               const sizes = [1, Math.max(50, Math.round(1000 * scale)), 1].map(String);
               const outcomes = await Promise.all(
                 [first, ...others].map(v => execute(program, [v.dir, ...sizes], { timeout: 300_000 })),
@@ -314,7 +315,7 @@ async function measureOn(backend: Backend, run: Run): Promise<number> {
                 if (outcome.code !== 0 || line === undefined) {
                   failed++;
                   console.log(
-                    `FAILED ${client}: one of ${MOUNTS} mounts: exit ${outcome.code}\n${outcome.output.slice(-300)}`,
+                    `FAILED ${client}: one of ${mounts} mounts: exit ${outcome.code}\n${outcome.output.slice(-300)}`,
                   );
                   continue;
                 }
@@ -337,7 +338,7 @@ async function measureOn(backend: Backend, run: Run): Promise<number> {
             }
           }
         const goals = Object.fromEntries([...MUTATIONS, 'rmdir/s', 'stat/s'].map(name => [name, 2]));
-        publish(`${MOUNTS} mounts, ${label}, each in its own directory`, samples, goals);
+        publish(`${mounts} mounts, ${label}, each in its own directory`, samples, goals);
       }
     }
     if (parts.includes('felt')) {

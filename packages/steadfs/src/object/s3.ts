@@ -1,12 +1,12 @@
 /**
- * S3 and compatible object stores over undici's connection pool, requests signed by s3-sign.ts. Own requests instead of an SDK because
- * of CPU per object (bench/RESULTS.md, "S3 clients"). An object's user metadata `crc32c` (decimal CRC-32C of the stored bytes,
+ * S3 and compatible object stores: requests signed by s3-sign.ts, sent by http.ts. No SDK because of CPU per object. An object's user metadata `crc32c` (decimal CRC-32C of the stored bytes,
  * spec/volume.md §5.3) is written with every put and checked by every get of a whole object that has it.
  */
 import { readFileSync } from 'node:fs';
 import { crc32c } from '@node-rs/crc32';
-import type { Dispatcher } from 'undici';
-import { EnvHttpProxyAgent, Pool } from 'undici';
+import { createHttpClient } from './http.ts';
+import { type Origin, proxyFor } from './http-dial.ts';
+import type { HttpResponse } from './http-response.ts';
 import { parseS3Endpoint, type S3Endpoint } from './s3-endpoint.ts';
 import { canonicalQuery, type S3Credentials, signRequest, uriEncode } from './s3-sign.ts';
 import { type ObjectInfo, type ObjectStore, type PutOptions, StoreError, type StoreErrorKind } from './store.ts';
@@ -28,15 +28,6 @@ export interface S3Options {
   env?: NodeJS.ProcessEnv;
 }
 
-interface Response {
-  status: number;
-  headers: Record<string, string | string[] | undefined>;
-  /** Empty when the data went to `target`. */
-  body: Buffer;
-  /** Bytes written to `target`. */
-  length: number;
-}
-
 interface Call {
   method: 'GET' | 'PUT' | 'HEAD' | 'DELETE' | 'POST';
   key: string;
@@ -53,14 +44,14 @@ const PART_SIZE = 16 * 1024 * 1024;
 const PART_FROM = 64 * 1024 * 1024;
 /** Second GETs under way at once: each has a buffer outside of the mount's ceiling, and a store that is slow as a whole gets no faster by them. */
 const HEDGES_MAX = 4;
-const ERROR_BODY_MAX = 64 * 1024;
-const LIST_BODY_MAX = 16 * 1024 * 1024;
 
 export function createS3Store(options: S3Options): ObjectStore {
   const env = options.env ?? process.env;
   const endpoint = parseS3Endpoint(options.storage, options.bucket, env);
-  const pool = makePool(endpoint, options, env);
-  const host = new URL(endpoint.origin).host;
+  const url = new URL(endpoint.origin);
+  const { host } = url;
+  const origin = { url, tls: tlsOf(endpoint), proxy: proxyFor(url, env) };
+  const http = createHttpClient(origin, options.connections ?? 64);
   const credentials = credentialSource(options, env);
   const tries = options.tries ?? 3;
   const checksum = endpoint.params.get('disable-checksum') !== 'true';
@@ -75,7 +66,7 @@ export function createS3Store(options: S3Options): ObjectStore {
   };
 
   /** One attempt. */
-  async function attempt(call: Call): Promise<Response> {
+  async function attempt(call: Call): Promise<HttpResponse> {
     const query = call.query ?? [];
     const path = pathOf(call.key);
     const headers = signRequest(
@@ -90,100 +81,22 @@ export function createS3Store(options: S3Options): ObjectStore {
       },
       await credentials(),
     );
-    const length = call.body?.reduce((n, p) => n + p.length, 0) ?? 0;
-    if (call.method === 'PUT' || call.method === 'POST') headers['content-length'] = String(length);
-    return await new Promise<Response>((resolve, reject) => {
-      const abort = call.signal;
-      let onAbort: (() => void) | undefined;
-      const settle = (): void => {
-        if (onAbort) abort?.removeEventListener('abort', onAbort);
-      };
-      const response: Response = { status: 0, headers: {}, body: Buffer.alloc(0), length: 0 };
-      const chunks: Buffer[] = [];
-      let collected = 0;
-      let direct = false;
-      pool.dispatch(
-        {
-          origin: endpoint.origin,
-          path: query.length > 0 ? `${path}?${canonicalQuery(query)}` : path,
-          method: call.method,
-          headers,
-          body:
-            call.body === undefined
-              ? null
-              : call.body.length === 1
-                ? call.body[0]!
-                : length === 0
-                  ? Buffer.alloc(0)
-                  : piecesBody(call.body),
-        } as Dispatcher.DispatchOptions,
-        {
-          onRequestStart(controller) {
-            if (abort === undefined) return;
-            if (abort.aborted) {
-              controller.abort(new Error('aborted'));
-              return;
-            }
-            onAbort = () => controller.abort(new Error('aborted'));
-            abort.addEventListener('abort', onAbort, { once: true });
-          },
-          onResponseStart(_controller, status, responseHeaders) {
-            if (status < 200) return;
-            response.status = status;
-            response.headers = responseHeaders as Response['headers'];
-            direct = call.target !== undefined && status < 300;
-          },
-          onResponseData(controller, chunk) {
-            if (direct) {
-              const target = call.target!;
-              if (response.length + chunk.length > target.length) {
-                controller.abort(
-                  new StoreError('too-large', `${name}${call.key}: more than the ${target.length} bytes expected`),
-                );
-                return;
-              }
-              target.set(chunk, response.length);
-              response.length += chunk.length;
-              return;
-            }
-            collected += chunk.length;
-            if (collected > (response.status < 300 ? LIST_BODY_MAX : ERROR_BODY_MAX)) {
-              controller.abort(
-                new StoreError('too-large', `${name}${call.key}: an answer of more than ${collected} bytes`),
-              );
-              return;
-            }
-            chunks.push(Buffer.from(chunk));
-          },
-          onResponseEnd() {
-            settle();
-            response.body = Buffer.concat(chunks);
-            const announced = response.headers['content-length'];
-            if (direct && announced !== undefined && Number(announced) !== response.length) {
-              reject(new StoreError('away', `${name}${call.key}: ${response.length} of ${announced} bytes arrived`));
-            } else resolve(response);
-          },
-          onResponseError(_controller, error) {
-            settle();
-            if (error instanceof StoreError) reject(error);
-            else if (abort?.aborted)
-              reject(new StoreError('timeout', `${call.method} ${name}${call.key}: aborted`, error));
-            else
-              reject(
-                new StoreError(
-                  /timeout/i.test(error.message) ? 'timeout' : 'away',
-                  `${call.method} ${name}${call.key}: ${error.message}`,
-                  error,
-                ),
-              );
-          },
-        },
-      );
+    const body = call.body ?? [];
+    if (call.method === 'PUT' || call.method === 'POST')
+      headers['content-length'] = String(body.reduce((n, p) => n + p.length, 0));
+    return await http.request({
+      method: call.method,
+      path: query.length > 0 ? `${path}?${canonicalQuery(query)}` : path,
+      headers,
+      body,
+      target: call.target,
+      signal: call.signal,
+      what: `${call.method} ${name}${call.key}`,
     });
   }
 
   /** Attempts with back-off; answers with status 2xx or throws. */
-  async function request(call: Call): Promise<Response> {
+  async function request(call: Call): Promise<HttpResponse> {
     for (let n = 1; ; n++) {
       let failure: StoreError;
       try {
@@ -199,7 +112,7 @@ export function createS3Store(options: S3Options): ObjectStore {
     }
   }
 
-  function errorOf(call: Call, response: Response): StoreError {
+  function errorOf(call: Call, response: HttpResponse): StoreError {
     const text = response.body.toString('utf8');
     const code = xmlText(text, 'Code') ?? '';
     const message = xmlText(text, 'Message') ?? '';
@@ -257,7 +170,7 @@ export function createS3Store(options: S3Options): ObjectStore {
     async get(key: string, offset: number, target: Uint8Array, signal?: AbortSignal) {
       if (target.length === 0) return 0;
       const headers = { range: `bytes=${offset}-${offset + target.length - 1}` };
-      let response: Response;
+      let response: HttpResponse;
       try {
         response = await hedged({ method: 'GET', key, headers, target, signal });
       } catch (e) {
@@ -334,13 +247,13 @@ export function createS3Store(options: S3Options): ObjectStore {
     async sync() {},
 
     async close() {
-      await pool.close();
+      await http.close();
     },
   };
   return store;
 
   /** A GET; a second one is sent when the first has no byte after `hedgeAfter`. Each has a buffer of its own, the first to end wins. */
-  async function hedged(call: Call): Promise<Response> {
+  async function hedged(call: Call): Promise<HttpResponse> {
     const delay = options.hedgeAfter ?? 0;
     const target = call.target!;
     if (delay === 0 || target.length > PART_SIZE) return await request(call);
@@ -372,10 +285,10 @@ export function createS3Store(options: S3Options): ObjectStore {
   /** The GET that is under way against a second one. */
   async function race(
     call: Call,
-    first: Promise<Response>,
+    first: Promise<HttpResponse>,
     stop: readonly [AbortController, AbortController],
     signal: AbortSignal,
-  ): Promise<Response> {
+  ): Promise<HttpResponse> {
     const target = call.target!;
     const buffer = Buffer.allocUnsafe(target.length);
     const second = request({ ...call, target: buffer, signal });
@@ -454,10 +367,6 @@ function xmlText(xml: string, tag: string): string | undefined {
 }
 const ENTITIES: Record<string, string> = { lt: '<', gt: '>', quot: '"', apos: "'", amp: '&' };
 
-function* piecesBody(pieces: readonly Uint8Array[]): Iterable<Uint8Array> {
-  for (const piece of pieces) if (piece.length > 0) yield piece;
-}
-
 /** The bytes of `pieces` in groups of `size`. */
 function* partsOf(pieces: readonly Uint8Array[], size: number): Iterable<Uint8Array[]> {
   let part: Uint8Array[] = [];
@@ -501,22 +410,11 @@ function sseHeaders(params: URLSearchParams): Record<string, string> {
   };
 }
 
-function makePool(endpoint: S3Endpoint, options: S3Options, env: NodeJS.ProcessEnv): Dispatcher {
-  const { rejectUnauthorized, ca, cert, key } = endpoint.tls;
-  const connect: Record<string, unknown> = { timeout: 10_000, rejectUnauthorized };
-  if (ca && cert && key)
-    Object.assign(connect, { ca: readFileSync(ca), cert: readFileSync(cert), key: readFileSync(key) });
-  const shared = {
-    connections: options.connections ?? 64,
-    keepAliveTimeout: 30_000,
-    headersTimeout: 60_000,
-    bodyTimeout: 60_000,
-    connect,
-  };
-  const proxied = env.HTTPS_PROXY || env.https_proxy || env.HTTP_PROXY || env.http_proxy;
-  return proxied
-    ? new EnvHttpProxyAgent({ ...shared, requestTls: { rejectUnauthorized } })
-    : new Pool(endpoint.origin, shared);
+/** With the files of --bucket's parameters. */
+function tlsOf({ tls: { rejectUnauthorized, ca, cert, key } }: S3Endpoint): Origin['tls'] {
+  return ca && cert && key
+    ? { rejectUnauthorized, ca: readFileSync(ca), cert: readFileSync(cert), key: readFileSync(key) }
+    : { rejectUnauthorized };
 }
 
 /**

@@ -51,7 +51,7 @@ export async function startS3(
   const endpoint = `http://127.0.0.1:${port}`;
   const child = await startServer(
     binary.path,
-    ['--port', `127.0.0.1:${port}`, 'posix', dir],
+    ['--keep-alive', '--quiet', '--port', `127.0.0.1:${port}`, 'posix', dir],
     { env: { ...process.env, ROOT_ACCESS_KEY: accessKey, ROOT_SECRET_KEY: secretKey } },
     async () => void (await fetch(endpoint, { signal: AbortSignal.timeout(1000) })),
   );
