@@ -101,6 +101,8 @@ export function xattrMethods(core: Core): XattrMethods {
       const ino = core.ino(nodeid);
       if (core.internals.attr(ino) !== undefined) throw EPERM;
       if (value.length > VALUE_MAX) throw E2BIG;
+      // A namespace alone; the kernel leaves that to the server.
+      if (/^(user|trusted|security|system)\.$/.test(name)) throw EINVAL;
       core.mayWrite();
       const acl = aclKind(name);
       if (acl !== undefined) {

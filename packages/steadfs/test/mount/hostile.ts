@@ -81,6 +81,7 @@ const programs: Record<string, (dir: string, ...more: string[]) => void | Promis
     fails(c.setxattr(path, 'user.large', Buffer.alloc(65537)), 'E2BIG', 'more than 64 KiB');
     ok(c.setxattr(path, `user.${'n'.repeat(250)}`, Buffer.alloc(0)), 'a name of 255 bytes');
     fails(c.setxattr(path, `user.${'n'.repeat(251)}`, Buffer.alloc(0)), 'ERANGE', 'a name of 256 bytes');
+    fails(c.setxattr(path, 'user.', Buffer.alloc(1)), 'EINVAL', 'a namespace alone');
     // Their names do not fit in one answer (64 KiB) any more.
     for (let i = 0; i < 700; i++) ok(c.setxattr(path, `user.${String(i).padStart(120, 'x')}`, Buffer.alloc(8)), `${i}`);
     fails(c.listxattr(path) as number, 'E2BIG', 'list');
