@@ -77,6 +77,7 @@ export const ENOTSUP = EOPNOTSUPP;
 export const ETIMEDOUT = define(110, 'ETIMEDOUT', 'connection timed out');
 export const ENOTCONN = define(107, 'ENOTCONN', 'transport endpoint is not connected');
 export const ECONNABORTED = define(103, 'ECONNABORTED', 'software caused connection abort');
+export const ECONNREFUSED = define(111, 'ECONNREFUSED', 'connection refused');
 export const ESTALE = define(116, 'ESTALE', 'stale file handle');
 export const EDQUOT = define(122, 'EDQUOT', 'disk quota exceeded');
 export const ECANCELED = define(125, 'ECANCELED', 'operation canceled');

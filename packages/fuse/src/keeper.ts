@@ -142,9 +142,14 @@ function keeperArguments(launch: Launch, mode: KeeperMode, service: number): str
   return [name, '-s', '--', launch.mountPoint, launch.device, mode, String(service), ...launch.command];
 }
 
-/** Fd for stdout and stderr, to be closed by the caller when it is no standard stream. */
+/** Fd for stdout and stderr, to be closed by the caller. Without its folder the log is /dev/null: a mount needs its keeper more. */
 export function openLog(path: string | undefined): number {
-  return path === undefined ? sys.open('/dev/null', sys.O_RDWR) : sys.open(path, 0o2001 | 0o100, 0o640); // O_APPEND | O_WRONLY, O_CREAT
+  try {
+    if (path !== undefined) return sys.open(path, 0o2001 | 0o100, 0o640); // O_APPEND | O_WRONLY, O_CREAT
+  } catch {
+    // The service says so in its own way.
+  }
+  return sys.open('/dev/null', sys.O_RDWR);
 }
 
 export interface KeeperStart {
@@ -235,7 +240,7 @@ export function becomeProgram(
   pairs: readonly (readonly [number, number])[],
 ): never {
   // Out of the way first: a target number may be another pair's source. Node's own fds at these numbers are lost, and so is Node a moment later.
-  const moved = pairs.map(([fd, to]) => [sys.dup(fd, 64), to] as const);
+  const moved = pairs.map(([fd, to]) => [sys.dup(fd, FD_LIFE + 1), to] as const);
   for (const [fd, to] of moved) {
     sys.dup2(fd, to);
     if (to > 2) sys.setCloexec(to, false);

@@ -17,8 +17,8 @@
  * has its own launch record, and the lock on the capsule decides whose counts.
  */
 import { fstatSync, lstatSync, mkdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { homedir, tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { EACCES, EINVAL } from './errno.ts';
 import type { Launch, Takeover } from './service-types.ts';
 import * as sys from './sys.ts';
@@ -132,17 +132,40 @@ export function readState(path: string): { line: string; details: string } {
   return { line, details };
 }
 
-/** Where private directories of mounts are: /run/steadfs, or the user's own. Made with mode 0700 and checked, because a place below /tmp could be someone else's. */
-export function runtimeRoot(uid = sys.geteuid(), env: NodeJS.ProcessEnv = process.env): string {
-  if (uid === 0) return '/run/steadfs';
-  if (env.XDG_RUNTIME_DIR) return join(env.XDG_RUNTIME_DIR, 'steadfs');
-  return join(tmpdir(), `steadfs-${uid}`);
+/** A socket's path has at most this many bytes (unix(7)); ours are DIRECTORY/control. */
+const LONGEST_DIRECTORY = 107 - '/control'.length;
+
+/**
+ * Where private directories of mounts may be, the best first: /run/steadfs; of users $XDG_RUNTIME_DIR (which `su` passes on to somebody whose it is not), else a temporary
+ * folder, else their home (a name below /tmp can be taken by somebody else).
+ */
+export function runtimeRoots(uid = sys.geteuid(), env: NodeJS.ProcessEnv = process.env): string[] {
+  if (uid === 0) return ['/run/steadfs'];
+  return [
+    ...(env.XDG_RUNTIME_DIR ? [join(env.XDG_RUNTIME_DIR, 'steadfs')] : []),
+    join(tmpdir(), `steadfs-${uid}`),
+    join('/tmp', `steadfs-${uid}`),
+    join(homedir(), '.steadfs/run'),
+  ];
 }
 
-/** The directory of a mount (by its device), made when it is not there. Throws EACCES when it could be someone else's. */
-export function runtimeDirectory(device: string, root = runtimeRoot()): string {
+/** The directory of a mount (by its device), made when it is not there, below the first root that will do. Throws why the last one would not. */
+export function runtimeDirectory(device: string, roots: readonly string[] = runtimeRoots()): string {
+  let failure: unknown;
+  for (const root of roots)
+    try {
+      return checkedDirectory(join(root, device.replace(':', '-')));
+    } catch (error) {
+      failure = error;
+    }
+  throw failure;
+}
+
+/** A mount's directory and its root, made (0700) when a cleaner has removed them. Throws EACCES when one could be someone else's, EINVAL when the name is too long for a socket. */
+export function checkedDirectory(directory: string): string {
+  const root = dirname(directory);
+  if (Buffer.byteLength(directory) > LONGEST_DIRECTORY) throw EINVAL.because(`${directory}: too long for a socket`);
   mkdirSync(root, { recursive: true, mode: 0o700 });
-  const directory = join(root, device.replace(':', '-'));
   mkdirSync(directory, { recursive: true, mode: 0o700 });
   for (const path of [root, directory]) {
     const stat = lstatSync(path);

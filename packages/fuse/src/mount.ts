@@ -5,7 +5,7 @@
  * Facts: Linux fs/fuse/inode.c (mount data), Documentation/filesystems/fuse.rst (fusectl), proc_pid_mountinfo(5), libfuse's fusermount3 (`_FUSE_COMMFD`).
  */
 import { spawn } from 'node:child_process';
-import { readFileSync, statSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { EACCES, EBUSY, EINVAL, EPERM, Errno, ETIMEDOUT } from './errno.ts';
 import type { MountOptions } from './service-types.ts';
@@ -65,7 +65,9 @@ export function mounts(): MountInfo[] {
 
 /** What is mounted there, the topmost when several are; undefined when it is no mount point. */
 export function findMount(mountPoint: string, list: readonly MountInfo[] = mounts()): MountInfo | undefined {
-  return list.findLast(m => m.mountPoint === mountPoint);
+  const there = list.filter(m => m.mountPoint === mountPoint);
+  // The list is no stack (a mount may have been moved here): the one that lies under none of the others.
+  return there.findLast(m => !there.some(other => other.parent === m.id));
 }
 
 export function isFuse(mount: MountInfo): boolean {
@@ -296,6 +298,49 @@ export async function unmount(mountPoint: string, how: { lazy?: boolean; force?:
   const { code, message } = await finished(child, 'fusermount3');
   if (code !== 0)
     throw (/busy/i.test(message) ? EBUSY : EPERM).because(message || `fusermount3 failed with code ${code}`);
+}
+
+/**
+ * Unmounts the mount of this device: at its mount point, or where it was moved or bound to. Throws EBUSY when another mount covers it (which is not to be taken down in its
+ * place), EINVAL when this mount namespace does not have it any more.
+ */
+export async function unmountDevice(
+  { device, mountPoint }: Pick<MountInfo, 'device' | 'mountPoint'>,
+  how: { lazy?: boolean; force?: boolean } = {},
+): Promise<void> {
+  const list = mounts();
+  const own = list.filter(m => m.device === device).map(m => m.mountPoint);
+  const top = [mountPoint, ...own].find(path => findMount(path, list)?.device === device);
+  if (top !== undefined) return unmount(top, how);
+  if (how.force) abortConnection(device);
+  if (own.length > 0) throw EBUSY.because(`${own[0]} is covered by another mount, which has to go first`);
+  throw EINVAL.because(`${mountPoint} is not a mount point`);
+}
+
+/** Whose mount namespace has a mount, and where. */
+export interface MountUser {
+  pid: number;
+  command: string;
+  mountPoint: string;
+}
+
+/** A process of each mount namespace that has a mount of this device; of our own namespace this process. */
+export function mountedElsewhere(device: string): MountUser[] {
+  const found: MountUser[] = [];
+  const seen = new Set<string>();
+  for (const pid of ['self', ...readdirSync('/proc').filter(name => /^\d+$/.test(name))])
+    try {
+      const namespace = readlinkSync(`/proc/${pid}/ns/mnt`);
+      if (seen.has(namespace)) continue;
+      seen.add(namespace);
+      const mount = parseMountInfo(readFileSync(`/proc/${pid}/mountinfo`, 'latin1')).find(m => m.device === device);
+      if (!mount) continue;
+      const command = readFileSync(`/proc/${pid}/comm`, 'utf8').trim();
+      found.push({ pid: pid === 'self' ? process.pid : Number(pid), command, mountPoint: mount.mountPoint });
+    } catch {
+      // Gone meanwhile, or another user's.
+    }
+  return found;
 }
 
 /** Removes dead mounts (nobody holds their connection) from a mount point, so that it can be mounted again. Answers how many. */

@@ -6,8 +6,9 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { constants } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   CapsuleError,
@@ -20,7 +21,7 @@ import {
   openCapsule,
   peekBlob,
 } from './capsule.ts';
-import { EACCES, EBUSY, ECANCELED, EINVAL, EIO, ENOTCONN, ETIMEDOUT } from './errno.ts';
+import { EACCES, EBUSY, ECANCELED, ECONNREFUSED, EINVAL, EIO, ENOENT, ENOTCONN, Errno, ETIMEDOUT } from './errno.ts';
 import { faultPoint } from './fault.ts';
 import {
   type Control,
@@ -42,6 +43,7 @@ import {
   watchKeeper,
 } from './keeper.ts';
 import {
+  checkedDirectory,
   createLaunch,
   createState,
   type Ended,
@@ -64,7 +66,18 @@ import {
   runtimeDirectory,
   writeState,
 } from './launch.ts';
-import { findMount, isFuse, type MountInfo, mountFuse, probe, unmount, waitingRequests } from './mount.ts';
+import {
+  findMount,
+  isFuse,
+  type MountInfo,
+  type MountUser,
+  mountedElsewhere,
+  mountFuse,
+  probe,
+  unmount,
+  unmountDevice,
+  waitingRequests,
+} from './mount.ts';
 import { phase, phases } from './phases.ts';
 import type {
   EndSettings,
@@ -114,10 +127,10 @@ function message(error: unknown): string {
 export async function startMount(settings: StartSettings): Promise<Started> {
   if (settings.systemd) return startUnderSystemd(settings);
   const { fds, launch } = await makeMount(settings);
-  if (settings.foreground) becomeKeeper(launch, fds);
   const starter = listenForReports();
   let keeper: ReturnType<typeof startKeeper> | undefined;
   try {
+    if (settings.foreground) becomeKeeper(launch, fds);
     keeper = startKeeper({ launch, fds, mode: 'mount', report: starter.writeEnd });
     const served = await starter.served(settings.timeout ?? 60_000, keeper);
     keeper.unref();
@@ -135,7 +148,7 @@ export async function startMount(settings: StartSettings): Promise<Started> {
 }
 
 /** Unmounts a fresh mount that nobody ever served. */
-async function takeBack({ mountPoint, device }: Launch): Promise<void> {
+async function takeBack({ mountPoint, device }: Pick<Launch, 'mountPoint' | 'device'>): Promise<void> {
   if (findMount(mountPoint)?.device !== device) return;
   await unmount(mountPoint, { force: true }).catch(() => {
     // The reason of the failure matters more; a mount that is left over shows as dead.
@@ -146,22 +159,30 @@ async function takeBack({ mountPoint, device }: Launch): Promise<void> {
 async function makeMount(settings: StartSettings): Promise<{ fds: HeldFds; launch: Launch }> {
   const { mountPoint, mount, version, command, options, arenaSize, log, systemd } = settings;
   const { fd: fuse, device } = await mountFuse(mountPoint, mount);
-  const directory = runtimeDirectory(device);
-  const launch: Launch = {
-    mountPoint,
-    device,
-    mount,
-    version,
-    command,
-    options,
-    arenaSize,
-    directory,
-    created: Date.now(),
-    ...(log !== undefined && { log }),
-    ...(systemd && { systemd }),
-  };
-  const { capsule, arena } = createCapsule({ arenaSize });
-  return { fds: { fuse, capsule, arena, launch: createLaunch(launch), state: createState() }, launch };
+  const fds: Partial<HeldFds> = { fuse };
+  try {
+    const launch: Launch = {
+      mountPoint,
+      device,
+      mount,
+      version,
+      command,
+      options,
+      arenaSize,
+      directory: runtimeDirectory(device),
+      created: Date.now(),
+      ...(log !== undefined && { log }),
+      ...(systemd && { systemd }),
+    };
+    Object.assign(fds, createCapsule({ arenaSize }));
+    fds.launch = createLaunch(launch);
+    fds.state = createState();
+    return { fds: fds as HeldFds, launch };
+  } catch (error) {
+    await takeBack({ mountPoint, device });
+    closeHeld(fds);
+    throw error;
+  }
 }
 
 function closeHeld(fds: Partial<HeldFds>): void {
@@ -400,7 +421,7 @@ async function servedAfterAll(
 /** From the service by its socket; when it does not answer, from the keeper (or the service) by pidfd. */
 async function fdsOf(state: MountState, launch: Launch): Promise<HeldFds> {
   try {
-    const control = await connectControl(launch.directory, 'take');
+    const control = await connectToService(launch, state.service?.pid);
     control.close();
     return control.fds!;
   } catch (error) {
@@ -413,6 +434,23 @@ async function fdsOf(state: MountState, launch: Launch): Promise<HeldFds> {
         }
     throw error;
   }
+}
+
+/** After this long a service has made its socket anew, ms. */
+const LISTEN_MS = 2000;
+
+async function connectToService({ directory }: Launch, service: number | undefined): Promise<Control> {
+  const until = performance.now() + LISTEN_MS;
+  for (let asked = false; ; asked = true)
+    try {
+      return await connectControl(directory, 'take');
+    } catch (error) {
+      const none = error instanceof Errno && (error.errno === ENOENT.errno || error.errno === ECONNREFUSED.errno);
+      if (!none || service === undefined || performance.now() > until) throw error;
+      // A cleaner of /tmp has removed the socket, or a log-out /run/user/UID.
+      if (!asked) sys.kill(service, sys.SIGHUP);
+      await sleep(20);
+    }
 }
 
 // --- Serving ----------------------------------------------------------------------------------------------------------
@@ -529,13 +567,15 @@ async function adoptAndServe<Warm>(
     }
     notify?.stopping();
     log('info', terminated > 1 ? 'second signal: the connection is aborted' : 'unmounting');
-    await unmount(launch.mountPoint, terminated > 1 ? { force: true } : { lazy: true });
+    await unmountDevice(launch, terminated > 1 ? { force: true } : { lazy: true });
   };
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
     process.on(signal, () =>
       onSignal().catch((error: unknown) => log('error', `unmounting failed: ${message(error)}`)),
     );
-  process.on('SIGHUP', () => {}); // a terminal that closes is no reason to end
+  // A terminal that closes is no reason to end; a command that does not find the control socket asks for it.
+  let listenAgain = (): void => {};
+  process.on('SIGHUP', () => listenAgain());
 
   // --- Prepare
   const capsuleFds = { capsule: FD_CAPSULE, arena: FD_ARENA };
@@ -621,24 +661,9 @@ async function adoptAndServe<Warm>(
 
   let watch: KeeperWatch | undefined;
   let control: ControlServer | undefined;
-  /** The watch over the keeper and the control socket wait until requests are answered: they are no part of the pause. */
-  const settle = (): void => {
-    if (watch || control) return;
-    if (!notify)
-      watch = watchKeeper(
-        keeperPid,
-        launch,
-        HELD,
-        (pid, replaced) => {
-          if (replaced) log('warn', `keeper ${keeperPid || '?'} is gone, ${pid} is the new one`);
-          keeperPid = pid;
-          record.keeper = pid;
-          save();
-        },
-        log,
-      );
+  const listen = (): void => {
     try {
-      control = serveControl(runtimeDirectoryOf(launch), {
+      control = serveControl(checkedDirectory(launch.directory), {
         info: () => ({
           pid: process.pid,
           version: settings.version,
@@ -663,6 +688,29 @@ async function adoptAndServe<Warm>(
     } catch (error) {
       log('error', `no control socket, so no smooth upgrade: ${message(error)}`);
     }
+  };
+  listenAgain = () => {
+    if (!progress.served || existsSync(join(launch.directory, 'control'))) return;
+    control?.close();
+    listen();
+  };
+  /** The watch over the keeper and the control socket wait until requests are answered: they are no part of the pause. */
+  const settle = (): void => {
+    if (watch || control) return;
+    if (!notify)
+      watch = watchKeeper(
+        keeperPid,
+        launch,
+        HELD,
+        (pid, replaced) => {
+          if (replaced) log('warn', `keeper ${keeperPid || '?'} is gone, ${pid} is the new one`);
+          keeperPid = pid;
+          record.keeper = pid;
+          save();
+        },
+        log,
+      );
+    listen();
   };
 
   let troubles = '';
@@ -731,12 +779,6 @@ function rehearse(): void {
   sys.close(fds.arena);
 }
 
-/** A cleaner of /tmp may have removed it. */
-function runtimeDirectoryOf(launch: Launch): string {
-  const directory = runtimeDirectory(launch.device);
-  return directory === launch.directory ? directory : launch.directory;
-}
-
 function closeQuietly(control: Control | undefined): void {
   try {
     control?.close();
@@ -754,7 +796,7 @@ async function bounded(promise: Promise<void> | void, ms: number): Promise<void>
 
 // --- Watching ---------------------------------------------------------------------------------------------------------
 
-/** Processes that hold the mount's capsule: by their command line (which shows the mount point), then by their launch record. */
+/** A process that holds a mount's capsule. */
 interface Holder {
   pid: number;
   uid: number;
@@ -762,20 +804,25 @@ interface Holder {
   keeper: boolean;
 }
 
-function holders({ mountPoint, device, superOptions }: MountInfo): Holder[] {
+/** Who holds the mount's capsule. Command lines show the mount point, so few launch records are read, unless the mount was moved or is a bind mount of ours. */
+function holders(mount: MountInfo): Holder[] {
+  const named = holdersAmong(mount, argv => argv.includes(mount.mountPoint));
+  return named.length > 0 ? named : holdersAmong(mount, () => true);
+}
+
+function holdersAmong({ device, superOptions }: MountInfo, isIt: (argv: readonly string[]) => boolean): Holder[] {
   const owner = Number(superOptions.find(o => o.startsWith('user_id='))?.slice(8) ?? 0);
   const result: Holder[] = [];
   for (const name of readdirSync('/proc')) {
     if (!/^\d+$/.test(name)) continue;
     try {
       const argv = readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0');
-      if (!argv.includes(mountPoint) || !holdsCapsule(Number(name))) continue;
+      if (!isIt(argv) || !holdsCapsule(Number(name))) continue;
       // Anybody can have a process that looks like one: only root's and the mount's owner's are believed.
       const { uid } = statSync(`/proc/${name}`);
       if (uid !== 0 && uid !== owner) continue;
       const launch = JSON.parse(readFileSync(`/proc/${name}/fd/${FD_LAUNCH}`, 'utf8')) as Launch;
-      if (launch.device === device && launch.mountPoint === mountPoint)
-        result.push({ pid: Number(name), uid, launch, keeper: argv[1] === '-s' });
+      if (launch.device === device) result.push({ pid: Number(name), uid, launch, keeper: argv[1] === '-s' });
     } catch {
       // Gone meanwhile, or another user's.
     }
@@ -866,8 +913,14 @@ export async function mountState(mountPoint: string): Promise<MountState | undef
 
 // --- Ending -----------------------------------------------------------------------------------------------------------
 
-/** See {@link EndSettings}. Throws EBUSY when files are open, ECANCELED when the processes have not ended in time (they go on with what they have to do). */
-export async function endMount(mountPoint: string, settings: EndSettings = {}): Promise<void> {
+/** After this long it is looked whether somebody else keeps the mount, ms. */
+const LOOK_ELSEWHERE_MS = 1000;
+
+/**
+ * See {@link EndSettings}. Answers who else keeps the mount (a bind mount, another mount namespace): its processes go on then. Throws EBUSY when files are open, ECANCELED
+ * when the processes have not ended in time (they go on with what they have to do).
+ */
+export async function endMount(mountPoint: string, settings: EndSettings = {}): Promise<MountUser | undefined> {
   const mount = findMount(mountPoint);
   if (!mount) throw EINVAL.because(`nothing is mounted at ${mountPoint}`);
   const pidfds = holders(mount).flatMap(h => {
@@ -880,14 +933,21 @@ export async function endMount(mountPoint: string, settings: EndSettings = {}): 
   try {
     await unmount(mountPoint, { lazy: settings.lazy ?? false, force: settings.force ?? false });
     const until = performance.now() + (settings.timeout ?? 30_000);
+    let look = performance.now() + LOOK_ELSEWHERE_MS;
     for (const pidfd of pidfds)
       while ((sys.poll(pidfd, sys.POLLIN, 0) & sys.POLLIN) === 0) {
         // Lazily unmounted trees may be in use for long; their service goes on.
-        if (settings.lazy) return;
+        if (settings.lazy) return undefined;
+        if (performance.now() > look) {
+          look = Number.POSITIVE_INFINITY;
+          const [other] = mountedElsewhere(mount.device);
+          if (other) return other;
+        }
         if (performance.now() > until)
           throw ECANCELED.because(`unmounted, but the service has not ended after ${settings.timeout ?? 30_000} ms`);
         await sleep(5);
       }
+    return undefined;
   } finally {
     for (const fd of pidfds) sys.close(fd);
   }

@@ -8,7 +8,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { createCapsule } from '../src/capsule.ts';
 import { Errno } from '../src/errno.ts';
 import { connectControl, killAndWait, serveControl } from '../src/handover.ts';
-import { createLaunch, createState, type HeldFds, readLaunch, runtimeDirectory, runtimeRoot } from '../src/launch.ts';
+import {
+  checkedDirectory,
+  createLaunch,
+  createState,
+  type HeldFds,
+  readLaunch,
+  runtimeDirectory,
+  runtimeRoots,
+} from '../src/launch.ts';
 import type { Launch } from '../src/service-types.ts';
 import * as sys from '../src/sys.ts';
 
@@ -90,17 +98,20 @@ test('the launch record cannot be changed', () => {
   sys.close(fd);
 });
 
-test('private directories: only ours, only 0700', () => {
-  const root = join(mkdtempSync(join(tmpdir(), 'steadfs-run-')), 'root');
-  const dir = runtimeDirectory('0:5', root);
+test('private directories: only ours, only 0700, the next place where one will not do', () => {
+  const scratch = mkdtempSync(join(tmpdir(), 'steadfs-run-'));
+  const [root, second, long] = [join(scratch, 'root'), join(scratch, 'second'), join(scratch, 'long'.repeat(30))];
+  const dir = runtimeDirectory('0:5', [root]);
   assert.equal(dir, join(root, '0-5'));
   assert.equal(statSync(dir).mode & 0o777, 0o700);
   chmodSync(root, 0o755);
-  assert.throws(() => runtimeDirectory('0:5', root), /0700/);
-  assert.equal(runtimeRoot(0, { XDG_RUNTIME_DIR: '/run/user/0' }), '/run/steadfs');
-  assert.equal(runtimeRoot(5, { XDG_RUNTIME_DIR: '/run/user/5' }), '/run/user/5/steadfs');
-  assert.equal(runtimeRoot(5, {}), join(tmpdir(), 'steadfs-5'));
-  rmSync(join(root, '..'), { recursive: true });
+  assert.throws(() => runtimeDirectory('0:5', [root]), /0700/);
+  assert.throws(() => checkedDirectory(dir), /0700/);
+  assert.equal(runtimeDirectory('0:5', [root, long, second]), join(second, '0-5'), 'a socket has to fit in as well');
+  assert.deepEqual(runtimeRoots(0, { XDG_RUNTIME_DIR: '/run/user/0' }), ['/run/steadfs']);
+  assert.equal(runtimeRoots(5, { XDG_RUNTIME_DIR: '/run/user/5' })[0], '/run/user/5/steadfs');
+  assert.equal(runtimeRoots(5, {})[0], join(tmpdir(), 'steadfs-5'));
+  rmSync(scratch, { recursive: true });
 });
 
 test('kill and wait: a stopped process dies, one that is none of ours is left', { timeout: 20_000 }, async () => {

@@ -9,7 +9,7 @@ import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fdsOfProcess } from '../src/handover.ts';
 import { abortConnection, findMount, unmount } from '../src/mount.ts';
-import { mountState } from '../src/service.ts';
+import { mountState, startMount } from '../src/service.ts';
 import type { MountState, Replaced, Started } from '../src/service-types.ts';
 import * as sys from '../src/sys.ts';
 
@@ -497,6 +497,20 @@ test('foreground: the command becomes the keeper; TERM unmounts and ends it', { 
     '',
   ),
 );
+
+test('a mount that fails before there is a service is taken back', { skip, timeout: 60_000 }, async () => {
+  const dir = join(scratch, 'before');
+  mkdirSync(dir);
+  const settings = {
+    mountPoint: dir,
+    mount: { source: 'x', subtype: 'notes' },
+    version: '1',
+    command: [],
+    options: {},
+  };
+  await assert.rejects(startMount({ ...settings, arenaSize: -4096 }));
+  assert.equal(findMount(dir), undefined);
+});
 
 test('a mount whose service does not start is taken back, with the reason', { skip, timeout: 240_000 }, () =>
   mounted(

@@ -3,6 +3,7 @@
  * replaced at any time; a service that is started again after a crash must be the version that served last (an upgrade of the mount renews it).
  *
  *     BASE/VERSION-HASH/   steadfs.mjs, chunks and workers, native binaries
+ *     BASE/node-VERSION-…/ node: a hard link, so it costs nothing and outlives `npm ci`, an update or the end of the installation
  *
  * BASE is /var/lib/steadfs/runtime, for users ~/.steadfs/runtime, or $STEADFS_RUNTIME_DIR.
  */
@@ -11,6 +12,7 @@ import { createHash } from 'node:crypto';
 import {
   copyFileSync,
   existsSync,
+  linkSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -22,7 +24,7 @@ import {
 } from 'node:fs';
 import { createRequire } from 'node:module';
 import { homedir } from 'node:os';
-import { dirname, join, resolve } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 
 /**
  * Flags of Node for commands and services. V8 counts the views of capsule and arena (hundreds of MiB that are no garbage) as its own memory, and would mark
@@ -95,29 +97,79 @@ export function installRuntime(): Runtime {
   for (const file of [...manifest.files.map(f => join(from, f)), ...Object.values(binaries)])
     hash.update(readFileSync(file)).update('\0');
   const folder = join(base, `${manifest.version}-${hash.digest('hex').slice(0, 16)}`);
-  if (existsSync(join(folder, 'steadfs.mjs'))) {
-    const now = new Date();
-    utimesSync(folder, now, now);
-  } else {
-    mkdirSync(base, { recursive: true, mode: 0o755 });
-    const temporary = mkdtempSync(join(base, '.new-'));
-    try {
-      for (const file of manifest.files) copyFileSync(join(from, file), join(temporary, file));
-      for (const [name, path] of Object.entries(binaries)) copyFileSync(path, join(temporary, name));
-      renameSync(temporary, folder);
-    } catch (error) {
-      rmSync(temporary, { recursive: true, force: true });
-      // Another mount may have made it meanwhile.
-      if (!existsSync(join(folder, 'steadfs.mjs'))) throw error;
-    }
+  const copies: [string, string][] = [
+    ...manifest.files.map((f): [string, string] => [join(from, f), join(folder, f)]),
+    ...Object.entries(binaries).map(([name, path]): [string, string] => [path, join(folder, name)]),
+  ];
+  let made = false;
+  if (from !== folder && !isWhole(copies)) {
+    // Cut off by a crash of the machine: nobody can run from it.
+    rmSync(folder, { recursive: true, force: true });
+    makeAtOnce(folder, temporary => {
+      for (const [path, copy] of copies) copyFileSync(path, join(temporary, basename(copy)));
+    });
+    made = true;
+  } else markUsed(folder);
+  const command = [keepNode(base), ...NODE_FLAGS, join(folder, 'steadfs.mjs')] as const;
+  if (made) {
     // A service that is started after a crash finds its code compiled.
-    spawnSync(process.execPath, [...NODE_FLAGS, join(folder, 'steadfs.mjs'), 'service', '--warm'], { timeout: 30_000 });
+    spawnSync(command[0], [...command.slice(1), 'service', '--warm'], { timeout: 30_000 });
     removeOld(base, folder);
   }
-  return {
-    version: manifest.version,
-    command: [process.execPath, ...NODE_FLAGS, join(folder, 'steadfs.mjs')],
-  };
+  return { version: manifest.version, command };
+}
+
+function isWhole(copies: readonly [string, string][]): boolean {
+  return copies.every(
+    ([path, copy]) =>
+      statSync(copy, { throwIfNoEntry: false })?.size === statSync(path, { throwIfNoEntry: false })?.size,
+  );
+}
+
+/** Fills a temporary folder and gives it its name. Throws when neither we nor somebody else made it. */
+function makeAtOnce(folder: string, fill: (temporary: string) => void): void {
+  mkdirSync(dirname(folder), { recursive: true, mode: 0o755 });
+  const temporary = mkdtempSync(join(dirname(folder), '.new-'));
+  try {
+    fill(temporary);
+    renameSync(temporary, folder);
+  } catch (error) {
+    rmSync(temporary, { recursive: true, force: true });
+    // Another mount may have made it meanwhile.
+    if (!existsSync(folder)) throw error;
+  }
+}
+
+function markUsed(folder: string): void {
+  try {
+    const now = new Date();
+    utimesSync(folder, now, now);
+  } catch {
+    // EROFS, EPERM: whoever made it cares for it.
+  }
+}
+
+/** Node under a name that stays: the installed one may be away when a service crashes. Where that cannot be had, the installed one. */
+function keepNode(base: string): string {
+  const node = process.execPath;
+  if (dirname(dirname(node)) === base) return node;
+  // A distribution's may need libraries of the same package, which go with it.
+  if ((process.config.variables as { node_shared?: boolean }).node_shared) return node;
+  try {
+    const { ino, size, mtimeMs } = statSync(node);
+    const folder = join(
+      base,
+      `node-${process.versions.node}-${[ino, size, Math.floor(mtimeMs)].map(n => n.toString(36)).join('-')}`,
+    );
+    const kept = join(folder, 'node');
+    if (statSync(kept, { throwIfNoEntry: false })?.size !== size)
+      makeAtOnce(folder, temporary => linkSync(node, join(temporary, 'node')));
+    else markUsed(folder);
+    return kept;
+  } catch {
+    // EXDEV: another file system; EPERM: a user and root's file.
+    return node;
+  }
 }
 
 /** Removes copies that were not asked for lately and that no command line in /proc names. */

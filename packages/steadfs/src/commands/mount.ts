@@ -127,7 +127,7 @@ async function judge(state: MountState): Promise<MountState | undefined> {
     );
   if (state.state === 'unknown')
     throw new Failure(
-      `${state.mountPoint} is busy: ${state.source} is mounted there, by another user${state.message ? ` (${state.message})` : ''}`,
+      `${state.mountPoint} is busy: ${state.source} is mounted there${state.message ? `, and ${state.message}` : ''}`,
     );
   if (state.state !== 'dead') return state;
   await endMount(state.mountPoint, { lazy: true }).catch((error: unknown) => {

@@ -13,7 +13,7 @@ import { EIO } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { endWhenHung } from '@steadfs/fuse/hang';
 import { DEFAULT_FLAGS } from '@steadfs/fuse/init';
-import { unmount } from '@steadfs/fuse/mount';
+import { unmountDevice } from '@steadfs/fuse/mount';
 import { phase } from '@steadfs/fuse/phases';
 import { rehearseSession } from '@steadfs/fuse/rehearsal';
 import { runService } from '@steadfs/fuse/service';
@@ -83,11 +83,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       Object.assign(process.env, options.environment);
       endWhenHung(options.hangLimit ?? 0);
       log.flush();
-      log = startLog({
-        level: options.logLevel,
-        startUpMs: START_UP_MS,
-        ...(options.logFile ? { file: options.logFile } : {}),
-      });
+      log = logOf(options);
       process.on('SIGHUP', () => log.reopen());
       if (why === 'upgrade')
         await rehearse().catch((error: unknown) => log.debug(`nothing was rehearsed: ${messageOf(error)}`));
@@ -100,7 +96,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       const { options, engine, store, format, events } = warm;
       const leave = (reason: string) => {
         log.error(`${reason}: unmounting ${launch.mountPoint}`);
-        unmount(launch.mountPoint, { lazy: true }).catch((error: unknown) =>
+        unmountDevice(launch, { lazy: true }).catch((error: unknown) =>
           log.error(`unmounting failed: ${messageOf(error)}`),
         );
       };
@@ -175,6 +171,18 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
     yielding: () => session?.stopReading(),
     resume: () => session?.resumeReading(),
   });
+}
+
+/** A mount does without its log rather than not at all: a service that is started after a crash must not need the log's folder. */
+function logOf({ logLevel, logFile }: ServiceOptions): LogHandle {
+  const settings = { level: logLevel, startUpMs: START_UP_MS };
+  try {
+    return startLog({ ...settings, ...(logFile ? { file: logFile } : {}) });
+  } catch (error) {
+    const log = startLog(settings);
+    log.warn(`the log cannot be opened, standard error takes its place: ${messageOf(error)}`);
+    return log;
+  }
 }
 
 /** Data path, file system and upkeep over an opened volume and an adopted capsule. */

@@ -30,13 +30,22 @@ export const command: Command = {
     if (!state) throw new Failure(`nothing is mounted at ${mountPoint}`);
     if (state.type !== 'fuse.steadfs')
       throw new Failure(`${mountPoint} is not a Steadfs mount: ${state.source} (${state.type})`);
+    if (state.state === 'unknown' && state.message?.includes('belongs to user'))
+      throw new Failure(`${mountPoint} cannot be unmounted: ${state.message}`);
     try {
-      await endMount(mountPoint, {
+      const other = await endMount(mountPoint, {
         // A dead or waiting mount has nobody to answer: it can only be detached.
         lazy: flags.bool('force') || state.state === 'dead',
         timeout: flags.bool('flush') ? DAY_MS : PATIENCE_MS,
       });
+      if (other) {
+        const where = other.pid === process.pid ? '' : ` in the mount namespace of ${other.command} (${other.pid})`;
+        const text = `the volume is mounted at ${other.mountPoint}${where} as well: its service goes on`;
+        if (flags.bool('flush')) throw new Failure(`${mountPoint} is unmounted, but ${text}`);
+        process.stderr.write(`WARNING: ${text}\n`);
+      }
     } catch (error) {
+      if (error instanceof Failure) throw error;
       if (error instanceof Errno && error.errno === EBUSY.errno) {
         const users = await usersOf(mountPoint);
         const shown = users.slice(0, 10).map(u => `${u.command} (${u.pid})`);

@@ -148,10 +148,13 @@ export function startLog(options: LogOptions): LogHandle {
     fatal: at('fatal'),
     reopen() {
       if (!options.file) return;
-      if (pino) pino.reopen();
-      else {
-        closeSync(fd);
+      if (pino) return pino.reopen();
+      try {
+        const old = fd;
         fd = open();
+        closeSync(old);
+      } catch (error) {
+        put('warn', { err: error }, 'the log file cannot be opened again');
       }
     },
     flush,
