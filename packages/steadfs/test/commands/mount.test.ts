@@ -108,7 +108,7 @@ test('what was written is there after the next mount', { skip: lack ?? false }, 
 
 test('mount on a live mount is an upgrade; what cannot change is refused', { skip: lack ?? false }, async () => {
   await mount();
-  const holder = spawn('sh', ['-c', 'exec 3< mp/d/g; sleep 1; cd mp; cat <&3; sleep 30'], {
+  const holder = spawn('sh', ['-c', 'exec 3< mp/d/g; sleep 1; cd mp; cat <&3; sleep 300'], {
     cwd: folder,
     stdio: 'ignore',
     detached: true,
