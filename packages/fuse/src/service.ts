@@ -913,8 +913,9 @@ export async function mountState(mountPoint: string): Promise<MountState | undef
 
 // --- Ending -----------------------------------------------------------------------------------------------------------
 
-/** After this long it is looked whether somebody else keeps the mount, ms. */
-const LOOK_ELSEWHERE_MS = 1000;
+/** How often it is looked who else keeps the mount, ms, and how long other mount namespaces (many live for a moment only) are waited for. */
+const LOOK_MS = 1000;
+const OTHERS_MS = 10_000;
 
 /**
  * See {@link EndSettings}. Answers who else keeps the mount (a bind mount, another mount namespace): its processes go on then. Throws EBUSY when files are open, ECANCELED
@@ -933,15 +934,16 @@ export async function endMount(mountPoint: string, settings: EndSettings = {}): 
   try {
     await unmount(mountPoint, { lazy: settings.lazy ?? false, force: settings.force ?? false });
     const until = performance.now() + (settings.timeout ?? 30_000);
-    let look = performance.now() + LOOK_ELSEWHERE_MS;
+    const patience = performance.now() + OTHERS_MS;
+    let look = performance.now() + LOOK_MS;
     for (const pidfd of pidfds)
       while ((sys.poll(pidfd, sys.POLLIN, 0) & sys.POLLIN) === 0) {
         // Lazily unmounted trees may be in use for long; their service goes on.
         if (settings.lazy) return undefined;
         if (performance.now() > look) {
-          look = Number.POSITIVE_INFINITY;
+          look = performance.now() + LOOK_MS;
           const [other] = mountedElsewhere(mount.device);
-          if (other) return other;
+          if (other && (other.pid === process.pid || performance.now() > patience)) return other;
         }
         if (performance.now() > until)
           throw ECANCELED.because(`unmounted, but the service has not ended after ${settings.timeout ?? 30_000} ms`);

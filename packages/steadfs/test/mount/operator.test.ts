@@ -36,7 +36,7 @@ function sh(script: string): { status: number | null; output: string } {
 }
 
 async function ok(args: readonly string[], env: Record<string, string> = {}) {
-  const result = await steadfs(args, { env, limit: 90_000 });
+  const result = await steadfs(args, { env, limit: 120_000 });
   assert.equal(result.status, 0, `steadfs ${args.join(' ')}\n${result.stderr}`);
   return result;
 }
