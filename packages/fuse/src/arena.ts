@@ -6,15 +6,22 @@
  *
  * Memory comes in chunks of 64 pages: a chunk is populated (in this process's page table) before a page of it is given out, because a fault in the middle of
  * a read(2) under SIGKILL would lose the request; {@link Arena.trim} gives chunks that were free since the trim before back to the system.
+ * Fresh memory is dear (0.7 ms per MiB, three times that where the host of a virtual machine has to find it): memory that is in use goes before it, and while it is asked
+ * for in a stream, a thread of libuv's pool allocates the chunks that come next (not MADV_POPULATE: that holds the lock of the address space, for which V8 would wait).
  */
 
 import type { Arena } from './capsule-types.ts';
 import { EINVAL } from './errno.ts';
-import { dataRanges, type Memory, populate, punchHole } from './sys.ts';
+import { allocateLater, dataRanges, type Memory, populate, punchHole } from './sys.ts';
 
 const PAGE = 4096;
 const CHUNK_PAGES = 64;
 const CHUNK = PAGE * CHUNK_PAGES;
+/** Chunks populated since the last trim that make a stream, and how many are allocated before they are asked for. */
+const STREAM = 8;
+const AHEAD = 16;
+/** Pages of a free run among which present ones are looked for. */
+const LOOK = 4096;
 const EXACT = 64;
 const CLASSES = EXACT + 4 * 24;
 const NONE = -1;
@@ -57,6 +64,12 @@ export function createArena(fd: number, memory: Memory, tables: ArenaTables = ar
   const freeSince = new Uint32Array(chunks);
   let epoch = 1;
   let usedPages = 0;
+  /** First page of the free run that the pages freed last became part of; it may have changed since. */
+  let recent = 0;
+  /** Chunks populated while somebody waited, since the last trim. */
+  let demand = 0;
+  /** Chunks [start, end) that the pool is allocating. */
+  let ahead = { start: 0, end: 0 };
 
   for (const [start, end] of dataRanges(fd, memory.length))
     backed.fill(1, Math.floor(start / CHUNK), Math.ceil(end / CHUNK));
@@ -120,8 +133,33 @@ export function createArena(fd: number, memory: Memory, tables: ArenaTables = ar
       populate(memory.address + start, Math.min(end * CHUNK, pages * PAGE) - start);
       present.fill(1, chunk, end);
       backed.fill(1, chunk, end);
+      demand += end - chunk;
       chunk = end - 1;
     }
+    if (demand >= STREAM) allocateAhead(last + 1);
+  }
+
+  function isPresent(page: number, count: number): boolean {
+    const last = Math.floor((page + count - 1) / CHUNK_PAGES);
+    for (let chunk = Math.floor(page / CHUNK_PAGES); chunk <= last; chunk++) if (!present[chunk]) return false;
+    return true;
+  }
+
+  function allocateAhead(from: number): void {
+    if (ahead.end > 0) return;
+    const stop = Math.min(chunks, from + AHEAD);
+    let start = from;
+    while (start < stop && backed[start]) start++;
+    if (start === stop || start > from + AHEAD / 2) return;
+    let end = start + 1;
+    while (end < stop && !backed[end]) end++;
+    ahead = { start, end };
+    backed.fill(1, start, end);
+    void allocateLater(fd, start * CHUNK, Math.min(end * CHUNK, pages * PAGE) - start * CHUNK).then(done => {
+      // A kernel that cannot is not asked again.
+      if (!done) demand = Number.NEGATIVE_INFINITY;
+      ahead = { start: 0, end: 0 };
+    });
   }
 
   function range(offset: number, length: number): [number, number] {
@@ -162,12 +200,24 @@ export function createArena(fd: number, memory: Memory, tables: ArenaTables = ar
       makePresent(page, count);
       return page * PAGE;
     },
-    extend(offset, length, newLength) {
+    allocPresent(length) {
+      const count = Math.max(1, Math.ceil(length / PAGE));
+      if (used[recent] || (recent > 0 && !used[recent - 1])) return undefined;
+      const end = Math.min(recent + run[recent]!, recent + LOOK);
+      for (let page = recent; page + count <= end; page = (Math.floor(page / CHUNK_PAGES) + 1) * CHUNK_PAGES) {
+        if (!isPresent(page, count)) continue;
+        take(recent, page, count);
+        return page * PAGE;
+      }
+      return undefined;
+    },
+    extend(offset, length, newLength, present = false) {
       const [page, count] = range(offset, length);
       const more = Math.ceil(newLength / PAGE) - count;
       if (more <= 0) return true;
       const end = page + count;
       if (end >= pages || used[end] || run[end]! < more) return false;
+      if (present && !isPresent(end, more)) return false;
       take(end, end, more);
       makePresent(end, more);
       return true;
@@ -196,6 +246,7 @@ export function createArena(fd: number, memory: Memory, tables: ArenaTables = ar
         unlink(start);
       }
       link(start, end - start);
+      recent = start;
     },
     claim(offset, length) {
       const [page, count] = range(offset, length);
@@ -206,10 +257,16 @@ export function createArena(fd: number, memory: Memory, tables: ArenaTables = ar
       makePresent(page, count);
     },
     trim() {
+      const idle = (chunk: number): boolean =>
+        backed[chunk] === 1 &&
+        usedOf[chunk] === 0 &&
+        freeSince[chunk]! < epoch &&
+        !(chunk >= ahead.start && chunk < ahead.end);
+      if (demand > 0) demand = 0;
       for (let chunk = 0; chunk < chunks; chunk++) {
-        if (!backed[chunk] || usedOf[chunk] !== 0 || freeSince[chunk]! >= epoch) continue;
+        if (!idle(chunk)) continue;
         let end = chunk + 1;
-        while (end < chunks && backed[end] && usedOf[end] === 0 && freeSince[end]! < epoch) end++;
+        while (end < chunks && idle(end)) end++;
         punchHole(fd, chunk * CHUNK, (end - chunk) * CHUNK);
         present.fill(0, chunk, end);
         backed.fill(0, chunk, end);

@@ -81,8 +81,10 @@ export interface Arena {
   readonly used: number;
   /** Contiguous pages for `length` bytes, populated; undefined when there is no such run. `near`: the run should begin there (the end of another run), if it can. */
   alloc(length: number, near?: number): number | undefined;
-  /** Makes the run longer in place: true when the pages behind it were free and are now part of it. */
-  extend(offset: number, length: number, newLength: number): boolean;
+  /** Like alloc, of memory that needs no populating, where the pages lie that were freed last; undefined: there is none. */
+  allocPresent(length: number): number | undefined;
+  /** Makes the run longer in place: true when the pages behind it were free (with `present`: and need no populating) and are now part of it. */
+  extend(offset: number, length: number, newLength: number, present?: boolean): boolean;
   free(offset: number, length: number): void;
   /** At adoption: marks the run used; throws when it overlaps one that is. */
   claim(offset: number, length: number): void;

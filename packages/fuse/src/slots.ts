@@ -266,11 +266,18 @@ export class Slots {
   #renewRun(): boolean {
     const arena = this.arena;
     const want = this.#need + SLACK;
-    if (this.#runLength > 0 && arena.extend(this.#run, this.#runLength, want)) {
-      this.#runLength = want;
-    } else {
+    const some = this.#runLength > 0;
+    // Memory that was in use before is far cheaper than fresh one.
+    let other: number | undefined;
+    let longer = some && arena.extend(this.#run, this.#runLength, want, true);
+    if (some && !longer) {
+      other = arena.allocPresent(want);
+      longer = other === undefined && arena.extend(this.#run, this.#runLength, want);
+    }
+    if (longer) this.#runLength = want;
+    else {
       let length = want;
-      let run = arena.alloc(length);
+      let run = other ?? arena.alloc(length);
       if (run === undefined) {
         length = this.#need;
         run = arena.alloc(length);
@@ -279,7 +286,7 @@ export class Slots {
           run = arena.alloc(length);
         if (run === undefined) return false;
       }
-      if (this.#runLength > 0) arena.free(this.#run, this.#runLength);
+      if (some) arena.free(this.#run, this.#runLength);
       this.#run = run;
       this.#runLength = length;
       this.#canaried = 0;

@@ -400,6 +400,19 @@ export function fallocate(fd: number, mode: number, offset: number, length: numb
 export function punchHole(fd: number, offset: number, length: number): void {
   fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length);
 }
+/**
+ * Gives a range of a memfd its pages, in libuv's pool; what is in it already stays. The first fallocate(2) only takes pages, the second one clears those that nobody
+ * used yet (mm/shmem.c: shmem_get_folio_gfp), which is the dear part. No lock of the address space is held meanwhile. False: not all of it.
+ */
+export function allocateLater(fd: number, offset: number, length: number): Promise<boolean> {
+  const once = (): Promise<boolean> =>
+    new Promise(resolve =>
+      c.fallocate.async(fd, FALLOC_FL_KEEP_SIZE, offset, length, (error: unknown, n: number) =>
+        resolve(!error && n === 0),
+      ),
+    );
+  return once().then(done => done && once());
+}
 /** The ranges of a sparse file that hold pages, ascending, as [start, end). Moves the file offset. */
 export function* dataRanges(fd: number, size: number): Iterable<[number, number]> {
   for (let at = 0; at < size; ) {

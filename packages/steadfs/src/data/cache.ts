@@ -27,8 +27,8 @@ export interface CachedBlock {
 export interface BlockCache {
   readonly bytes: number;
   get(id: number, indx: number): CachedBlock | undefined;
-  /** Takes over the segments' runs (one hold each). */
-  insert(id: number, indx: number, segments: Segment[]): void;
+  /** Takes over the segments' runs (one hold each). `brief`: the store has it at hand too, so of its kind a quarter of the memory is kept: fresh memory is dear. */
+  insert(id: number, indx: number, segments: Segment[], brief?: boolean): void;
   /** A load under way. */
   loading(id: number, indx: number): Promise<CachedBlock> | undefined;
   /** Reads the whole block into the cache; undefined when there is no memory for it. */
@@ -45,6 +45,9 @@ const keyOf = (id: number, indx: number): number => id * 1024 + indx;
 export function createBlockCache(memory: Memory, transfer: Transfer, layout: BlockLayout, idleMs: number): BlockCache {
   const blocks = new Map<number, CachedBlock>();
   const loads = new Map<number, Promise<CachedBlock>>();
+  /** Sizes of brief blocks, oldest first. */
+  const brief = new Map<number, number>();
+  let briefBytes = 0;
   let bytes = 0;
   let timer: NodeJS.Timeout | undefined;
   let quietTicks = 0;
@@ -53,6 +56,7 @@ export function createBlockCache(memory: Memory, transfer: Transfer, layout: Blo
   function discard(key: number, block: CachedBlock): void {
     blocks.delete(key);
     bytes -= block.size;
+    if (brief.delete(key)) briefBytes -= block.size;
     for (const s of block.segments) memory.drop(s.run);
   }
 
@@ -91,7 +95,7 @@ export function createBlockCache(memory: Memory, transfer: Transfer, layout: Blo
       }
       return block;
     },
-    insert(id, indx, segments) {
+    insert(id, indx, segments, isBrief = false) {
       const key = keyOf(id, indx);
       const old = blocks.get(key);
       if (old !== undefined) discard(key, old);
@@ -99,6 +103,14 @@ export function createBlockCache(memory: Memory, transfer: Transfer, layout: Blo
       const block = { segments, size: last.off + last.len, used: performance.now() };
       blocks.set(key, block);
       bytes += block.size;
+      if (isBrief) {
+        brief.set(key, block.size);
+        briefBytes += block.size;
+        for (const oldest of brief.keys()) {
+          if (briefBytes <= memory.ceiling / 4) break;
+          discard(oldest, blocks.get(oldest)!);
+        }
+      }
       quietTicks = 0;
       arm();
     },

@@ -44,6 +44,8 @@ export interface Slice {
   garbage: string[];
   /** fsync wants the objects on the disk: not yet asked, under way, done. */
   durable: 'no' | 'wanted' | 'syncing' | 'done';
+  /** The store has it in memory (putNow). */
+  atHand: boolean;
   /** Why a flush is told instead of waiting on. */
   stuck: Errno | undefined;
   waiters: (() => void)[];
@@ -103,6 +105,7 @@ export function makeSlice(chunk: Chunk, rec: number, seq: number, id: number, fr
     releasing: false,
     garbage: [],
     durable: 'no',
+    atHand: false,
     stuck: undefined,
     waiters: [],
     settled: false,

@@ -40,6 +40,8 @@ export interface Transfer {
    * Stores one object; the caller keeps `pieces` unchanged until `released` was called, which with a store that ignores a time-out may come after the rejection.
    */
   put(key: string, pieces: readonly Uint8Array[], size: number, tier: number, released: () => void): Promise<void>;
+  /** Stores a small object at once; false: {@link Transfer.put} has to. Absent where that never is possible. */
+  putNow?(key: string, pieces: readonly Uint8Array[], size: number): boolean;
   /**
    * The whole block. Rejects with StoreError 'io' when the object is shorter than `target`. After a rejection `failed` is called once nothing writes to `target` any
    * more, which with a store that ignores a time-out is later.
@@ -123,6 +125,9 @@ export function createTransfer(options: TransferOptions): Transfer {
         else work.then(released, released);
       }
     },
+    ...(codec === plainCodec && options.uploadLimit === 0 && store.putNow
+      ? { putNow: (key: string, pieces: readonly Uint8Array[], size: number) => store.putNow!(key, pieces, size) }
+      : {}),
     getBlock: (key, target, failed) => load(key, target, failed, signal => codec.load(store, key, target, signal)),
     ...(codec.seekable && options.downloadLimit === 0 && store.getNow
       ? {

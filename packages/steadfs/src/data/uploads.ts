@@ -1,4 +1,8 @@
-/** Blocks of slices on their way to the store: as many at once as the transfer lets, failed ones again after a rest. */
+/**
+ * Blocks of slices on their way to the store: as many at once as the transfer lets, failed ones again after a rest. A small block that the store takes at once
+ * ({@link Transfer.putNow}) is there when `pump` returns: the same steps in the same order (object, note in the journal, commit), so a death between any two of them
+ * finds what it finds with a slow one.
+ */
 import { EIO, ENOSPC } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { StoreError } from '../object/store.ts';
@@ -9,6 +13,8 @@ import type { Memory } from './memory.ts';
 import type { Transfer } from './transfer.ts';
 import { RETRY_FIRST, RETRY_MAX, type Trouble, text } from './trouble.ts';
 
+/** Blocks are put at once for so long (ms) in one turn of the loop. */
+const TURN = 1.5;
 /** Failures in a row after which a flush is told, by the kind of failure; the data stays and the tries go on. Others are waited for. */
 const TELL_AFTER: Partial<Record<string, number>> = {
   'no-space': 3,
@@ -51,16 +57,26 @@ export function createUploads(options: UploadsOptions): Uploads {
   /** Failed blocks with the timer of their next try. */
   const resting = new Map<NodeJS.Timeout, { slice: Slice; block: number }>();
 
+  let pumping = false;
   function pump(): void {
+    // From what a stored block led to: the loop below finds what it pushed.
+    if (pumping) return;
+    pumping = true;
+    const end = performance.now() + TURN;
     let next = 0;
     while (next < queue.length && transfer.canUpload) {
       const { slice, block } = queue[next++]!;
-      if (!slice.dropped) void upload(slice, block);
+      if (!slice.dropped && upload(slice, block) && next < queue.length && performance.now() > end) {
+        setImmediate(pump);
+        break;
+      }
     }
     if (next > 0) queue.splice(0, next);
+    pumping = false;
   }
 
-  function upload(slice: Slice, block: number): void {
+  /** True when the block is in the store already. */
+  function upload(slice: Slice, block: number): boolean {
     const from = block * bs;
     const length = slice.complete ? blockLength(layout, slice.size, block) : bs;
     const pieces: Uint8Array[] = [];
@@ -79,8 +95,13 @@ export function createUploads(options: UploadsOptions): Uploads {
     }
     // The name holds the block's length: for a block of a growing slice that is a whole one.
     const key = blockKey(layout, slice.id, slice.complete ? slice.size : from + bs, block);
-    slice.inFlight++;
     faultPoint('upload.before-put');
+    if (transfer.putNow?.(key, pieces, length)) {
+      slice.atHand = true;
+      stored(slice, block);
+      return true;
+    }
+    slice.inFlight++;
     transfer
       .put(key, pieces, length, slice.chunk.file.tier, () => {
         slice.inFlight--;
@@ -88,18 +109,7 @@ export function createUploads(options: UploadsOptions): Uploads {
       })
       .then(
         () => {
-          faultPoint('upload.put');
-          trouble.recovered();
-          slice.failures = 0;
-          slice.done.add(block);
-          if (slice.done.size === 1) slice.uploadedAt = Date.now();
-          if (!slice.dropped) {
-            if (slice.done.size === 1) journal.setUploadedAt(slice.rec, slice.uploadedAt);
-            faultPoint('upload.time-noted');
-            journal.setBlockDone(slice.rec, block);
-            faultPoint('upload.noted');
-            if (slice.complete && slice.done.size === blockCount(layout, slice.size)) options.uploaded(slice);
-          }
+          stored(slice, block);
           pump();
         },
         (error: unknown) => {
@@ -107,6 +117,21 @@ export function createUploads(options: UploadsOptions): Uploads {
           pump();
         },
       );
+    return false;
+  }
+
+  function stored(slice: Slice, block: number): void {
+    faultPoint('upload.put');
+    trouble.recovered();
+    slice.failures = 0;
+    slice.done.add(block);
+    if (slice.done.size === 1) slice.uploadedAt = Date.now();
+    if (slice.dropped) return;
+    if (slice.done.size === 1) journal.setUploadedAt(slice.rec, slice.uploadedAt);
+    faultPoint('upload.time-noted');
+    journal.setBlockDone(slice.rec, block);
+    faultPoint('upload.noted');
+    if (slice.complete && slice.done.size === blockCount(layout, slice.size)) options.uploaded(slice);
   }
 
   function uploadFailed(slice: Slice, block: number, error: unknown): void {

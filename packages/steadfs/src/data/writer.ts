@@ -528,7 +528,7 @@ export function createWriter(options: WriterOptions): Writer {
   }
 
   /** Nothing of the chunk is open afterwards. False: a slice id or a record is missing; wait for {@link resources}. */
-  function freezeChunk(chunk: Chunk): boolean {
+  function freezeChunk(chunk: Chunk, durable = false): boolean {
     for (const slice of chunk.slices) {
       if (slice.complete) continue;
       const i = firstAfter(chunk.open, slice.to);
@@ -543,6 +543,7 @@ export function createWriter(options: WriterOptions): Writer {
     while (chunk.open.length > 0) {
       const slice = newSlice(chunk, chunk.open[0]!.pos);
       if (slice === undefined) {
+        if (durable) wantDurable(chunk);
         uploads.pump();
         return false;
       }
@@ -558,8 +559,18 @@ export function createWriter(options: WriterOptions): Writer {
       complete(slice);
     }
     closeOpen(chunk);
+    // Before anything can be committed: the objects reach the disk before, or beside, their commit.
+    if (durable) wantDurable(chunk);
     uploads.pump();
     return true;
+  }
+
+  function wantDurable(chunk: Chunk): void {
+    for (const s of chunk.slices) {
+      if (s.durable !== 'no') continue;
+      s.durable = 'wanted';
+      if (s.complete && !s.committing && s.done.size === blockCount(layout, s.size)) syncSlice(s);
+    }
   }
 
   /** Nothing is open; while a slice grows the chunk stays listed, for its time to be completed comes too. */
@@ -804,7 +815,7 @@ export function createWriter(options: WriterOptions): Writer {
             run: e.run,
           });
         }
-        cache.insert(slice.id, block, segments);
+        cache.insert(slice.id, block, segments, slice.atHand);
       }
     }
     const { chunk } = slice;
@@ -886,13 +897,8 @@ export function createWriter(options: WriterOptions): Writer {
   ): Promise<void> {
     const slices: Slice[] = [];
     for (const chunk of chunks) {
-      while (!freezeChunk(chunk)) await patiently(resources(), waiting);
-      for (const s of chunk.slices) {
-        slices.push(s);
-        if (!durable || s.durable !== 'no') continue;
-        s.durable = 'wanted';
-        if (s.complete && !s.committing && s.done.size === blockCount(layout, s.size)) syncSlice(s);
-      }
+      while (!freezeChunk(chunk, durable)) await patiently(resources(), waiting);
+      slices.push(...chunk.slices);
     }
     uploads.kick(file);
     for (const s of slices) await settleSlice(s, waiting);

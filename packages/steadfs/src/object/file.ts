@@ -67,6 +67,9 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
   let tells = true;
   /** Directories ("vol/chunks/0/") whose own name is on the disk. */
   const durableNames = new Set<string>();
+  /** Temporary names: no other process's, and each once. */
+  const ours = randomBytes(6).toString('hex');
+  let temporaries = 0;
 
   function fail(action: string, key: string, error: unknown): StoreError {
     if (error instanceof StoreError) return error;
@@ -104,7 +107,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
   function temporaryOf(path: string): string {
     const slash = path.lastIndexOf('/') + 1;
     // A name may have 255 bytes: a long one is cut.
-    return `${path.slice(0, slash)}.jfs.${path.slice(slash).slice(0, 64)}.tmp.${randomBytes(6).toString('hex')}`;
+    return `${path.slice(0, slash)}.jfs.${path.slice(slash, slash + 64)}.tmp.${ours}${(temporaries++).toString(36)}`;
   }
 
   /**
@@ -214,6 +217,18 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
         }
       } catch (error) {
         throw fail('put', key, error);
+      }
+    },
+
+    putNow(key, pieces, size) {
+      if (!onLoop || size > SMALL || !puts.allowed(size)) return false;
+      try {
+        const path = pathOf(key);
+        puts.run(size, () => putOnLoop(path, pieces));
+        return true;
+      } catch {
+        // `put` says why, or makes the directories.
+        return false;
       }
     },
 

@@ -115,6 +115,7 @@ export async function createFollowingStore(options: FollowingOptions): Promise<F
     create: () => call(s => s.create()),
     put: (key, pieces, put) => call(s => s.put(key, pieces, put)),
     get: (key, offset, target, signal) => call(s => s.get(key, offset, target, signal)),
+    ...(first.putNow ? { putNow: (key, pieces, size) => current.store.putNow?.(key, pieces, size) ?? false } : {}),
     ...(first.getNow ? { getNow: (key, offset, target) => current.store.getNow?.(key, offset, target) } : {}),
     read: (key, max) => call(s => s.read(key, max)),
     head: key => call(s => s.head(key)),

@@ -25,6 +25,7 @@ export function createShardedStore(stores: readonly ObjectStore[]): ObjectStore 
     create: async () => void (await Promise.all(stores.map(s => s.create()))),
     put: (key, pieces, options) => of(key).put(key, pieces, options),
     get: (key, offset, target, signal) => of(key).get(key, offset, target, signal),
+    ...(stores.every(s => s.putNow) ? { putNow: (key, pieces, size) => of(key).putNow!(key, pieces, size) } : {}),
     ...(stores.every(s => s.getNow) ? { getNow: (key, offset, target) => of(key).getNow!(key, offset, target) } : {}),
     read: (key, max) => of(key).read(key, max),
     head: key => of(key).head(key),

@@ -28,6 +28,11 @@ export interface ObjectStore {
    */
   put(key: string, pieces: readonly Uint8Array[], options?: PutOptions): Promise<void>;
   /**
+   * Like `put`, where it takes no longer than copying the bytes: true when the object is there. False: `put` has to be called, which also says why. Never throws;
+   * absent where nothing is ever so fast.
+   */
+  putNow?(key: string, pieces: readonly Uint8Array[], size: number): boolean;
+  /**
    * Bytes [offset, offset+length) into `target` (its length), the whole object when offset is 0 and target is as long as it.
    * Answers the bytes read: fewer only at the object's end.
    */

@@ -16,13 +16,23 @@ export function meteredStore(store: ObjectStore, metrics: Metrics): ObjectStore 
       metrics.objectRequests.observe((performance.now() - begin) / 1000, method);
     }
   };
-  const { getNow } = store;
+  const { getNow, putNow } = store;
   return {
     toString: () => store.toString(),
     limits: store.limits,
     create: () => store.create(),
     put: (key, pieces, options) =>
       timed('PUT', store.put(key, pieces, options), () => pieces.reduce((sum, p) => sum + p.length, 0)),
+    ...(putNow && {
+      putNow(key, pieces, size) {
+        const begin = performance.now();
+        // Otherwise `put` is called.
+        if (!putNow(key, pieces, size)) return false;
+        metrics.objectBytes.inc(size, 'PUT');
+        metrics.objectRequests.observe((performance.now() - begin) / 1000, 'PUT');
+        return true;
+      },
+    }),
     get: (key, offset, target, signal) => timed('GET', store.get(key, offset, target, signal), n => n),
     ...(getNow && {
       getNow(key, offset, target) {

@@ -52,6 +52,7 @@ class Outside {
         const copies = pieces.map(p => Buffer.from(p));
         return this.#pass(() => store.put(key, copies, options), this.#percent);
       },
+      putNow: (key, pieces, size) => this.#random.chance(50) && (store.putNow?.(key, pieces, size) ?? false),
       get: (key, offset, target) => this.#pass(() => store.get(key, offset, target), this.#percent),
       getNow: (key, offset, target) => (this.#random.chance(50) ? undefined : store.getNow?.(key, offset, target)),
       delete: key => this.#pass(() => store.delete(key), this.#percent),
