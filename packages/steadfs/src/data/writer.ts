@@ -23,8 +23,9 @@ import type { BlockCache, Segment } from './cache.ts';
 import type { ChunkLists } from './chunk-lists.ts';
 import { type Chunk, type Extent, type File, firstAfter, makeSlice, recordsOf, type Slice } from './dirty.ts';
 import type { PendingAttr, Waiting } from './file-data.ts';
-import { type Journal, KILL_SUIDGID, SliceState } from './journal.ts';
+import { type Journal, KILL_SUIDGID } from './journal.ts';
 import { type Memory, type Run, roundToPages } from './memory.ts';
+import { restore } from './recovery.ts';
 import { sleep, type Transfer } from './transfer.ts';
 import { createTrouble, RETRY_FIRST, RETRY_MAX, text } from './trouble.ts';
 import { createUnsynced } from './unsynced.ts';
@@ -925,90 +926,20 @@ export function createWriter(options: WriterOptions): Writer {
 
   async function recover(giveUp: ReadonlySet<Ino> = new Set()): Promise<void> {
     unsynced.unknown();
-    for (const w of journal.writers()) {
-      const file = newFile(w.ino);
-      file.rec = w.rec;
-      file.mtime = w.mtime;
-      // A process of a version before this field did not note it.
-      file.ctime = w.ctime.sec !== 0 ? w.ctime : w.mtime;
-      file.kill = (w.flags & KILL_SUIDGID) !== 0;
-      file.tier = w.tier;
-      if (w.errno !== 0) file.error = errnoOf(w.errno);
-    }
-    const chunkAt = (ino: Ino, index: number): Chunk => {
-      const file = files.get(ino) ?? newFile(ino);
-      return file.chunks.get(index) ?? newChunk(file, index);
-    };
-    const slices = new Map<number, Slice | 'garbage'>();
-    const sliceRecords = journal.slices().sort((a, b) => a.seq - b.seq);
-    for (const r of sliceRecords) {
-      if (r.state === SliceState.committed || (r.state === SliceState.growing && r.begun === 0)) {
-        if (r.state === SliceState.committed) slices.set(r.rec, 'garbage');
-        continue;
-      }
-      const chunk = chunkAt(r.ino, r.index);
-      const slice = makeSlice(chunk, r.rec, r.seq, r.id, 0);
-      slice.complete = r.state === SliceState.complete;
-      slice.begun = slice.complete ? blockCount(layout, r.size) : r.begun;
-      slice.size = slice.complete ? r.size : r.begun * bs;
-      slice.uploadedAt = r.uploadedAt || Date.now();
-      for (let block = 0; block < Math.min(64, slice.begun); block++)
-        if (((block < 32 ? r.doneLow : r.doneHigh) >>> (block & 31)) & 1) slice.done.add(block);
-      chunk.slices.push(slice);
-      slices.set(r.rec, slice);
-    }
-    const runs = new Map<number, Run>();
-    for (const r of journal.extents()) {
-      const slice = r.slice < 0 ? undefined : slices.get(r.slice);
-      if (slice === 'garbage') {
-        journal.freeExtent(r.rec);
-        continue;
-      }
-      let run = runs.get(r.runAt);
-      if (run === undefined) {
-        arena.claim(r.runAt, r.runLength);
-        run = memory.adopt(r.runAt, r.runLength);
-        runs.set(r.runAt, run);
-        recoveredRuns.add(r.runAt);
-      } else memory.hold(run);
-      memory.markDirty(run);
-      run.used = Math.max(run.used, r.at + r.len);
-      const extent: Extent = { rec: r.rec, pos: r.pos, len: r.len, at: r.at, run, off: r.off };
-      if (slice !== undefined && (slice.complete || r.off + r.len <= slice.size)) {
-        slice.extents.push(extent);
-        continue;
-      }
-      if (r.slice >= 0) journal.openExtent(r.rec);
-      extent.off = 0;
-      chunkAt(r.ino, r.index).open.push(extent);
-    }
-    for (const r of sliceRecords) {
-      const slice = slices.get(r.rec);
-      if (slice === undefined || slice === 'garbage') journal.freeSlice(r.rec);
-      else {
-        slice.extents.sort((a, b) => a.off - b.off);
-        slice.from = slice.extents[0]!.pos;
-        const last = slice.extents.at(-1)!;
-        slice.to = last.pos + last.len;
-      }
-    }
+    restore({
+      journal,
+      memory,
+      layout,
+      file: ino => files.get(ino) ?? newFile(ino),
+      chunk(ino, index) {
+        const file = files.get(ino) ?? newFile(ino);
+        return file.chunks.get(index) ?? newChunk(file, index);
+      },
+      claimed: at => recoveredRuns.add(at),
+    });
     const clock = performance.now();
     for (const file of [...files.values()]) {
       for (const chunk of file.chunks.values()) {
-        chunk.open.sort((a, b) => a.pos - b.pos || b.len - a.len);
-        // A split that was cut short: both halves describe the same bytes of the same pages.
-        for (let i = 1; i < chunk.open.length; ) {
-          const before = chunk.open[i - 1]!;
-          const e = chunk.open[i]!;
-          if (e.pos >= before.pos + before.len) {
-            i++;
-            continue;
-          }
-          journal.freeExtent(e.rec);
-          memory.unmarkDirty(e.run);
-          memory.drop(e.run);
-          chunk.open.splice(i, 1);
-        }
         for (const e of chunk.open) grew(chunk, e.len);
         if (chunk.open.length === 0 && chunk.slices.every(s => s.complete)) continue;
         chunk.since = file.last = clock;
