@@ -255,6 +255,25 @@ test('arena: random use against a model', async () => {
   }
 });
 
+test('arena: what was in use is used again before fresh memory', () =>
+  withCapsule(fds => {
+    const { arena } = openCapsule(fds);
+    const mib = 1 << 20;
+    assert.equal(arena.allocPresent(mib), undefined);
+    const a = arena.alloc(mib)!;
+    const b = arena.alloc(mib)!;
+    assert.equal(arena.extend(b, mib, 2 * mib, true), false, 'the pages behind it are fresh');
+    arena.free(a, mib);
+    assert.equal(arena.allocPresent(mib), a);
+    arena.free(a, mib);
+    arena.free(b, mib);
+    assert.equal(arena.allocPresent(2 * mib + 1), undefined);
+    assert.equal(arena.allocPresent(2 * mib), a);
+    assert.equal(arena.extend(a, 2 * mib, 3 * mib), true);
+    const kept = [...sys.dataRanges(fds.arena, arena.size)].reduce((sum, [start, end]) => sum + end - start, 0);
+    assert.equal(kept, 3 * mib);
+  }));
+
 test('an arena grows at adoption', () =>
   withCapsule(fds => {
     assert.equal(openCapsule(fds).arena.size, 1 << 22);

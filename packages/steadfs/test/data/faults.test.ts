@@ -344,6 +344,38 @@ describe('file data under faults', { timeout: 240_000 }, () => {
       await t.data.shutdown();
     }));
 
+  it('of small blocks that the store has at hand a quarter of the memory is kept', async () => {
+    const wrap = (store: ObjectStore): ObjectStore => ({
+      ...store,
+      // Never too busy, unlike the directory's own.
+      putNow(key, pieces) {
+        const path = store.toString().slice('file://'.length) + key;
+        fs.mkdirSync(path.slice(0, path.lastIndexOf('/')), { recursive: true });
+        fs.writeFileSync(path, Buffer.concat(pieces));
+        return true;
+      },
+    });
+    const v = await makeVolume({ wrap, arena: 48 * MIB });
+    try {
+      const s = v.start();
+      const files: { ino: number; bytes: Buffer }[] = [];
+      for (let i = 0; i < 150; i++) {
+        const file = { ino: await v.newFile(`f${i}`), bytes: randomBytes(100 * 1024) };
+        await put(v, s, file.ino, 0, file.bytes);
+        await s.data.flush(file.ino);
+        files.push(file);
+        await new Promise(go => setImmediate(go));
+      }
+      const { cached, ceiling } = s.data.stats();
+      assert.ok(cached > ceiling / 8 && cached <= ceiling / 4, `${cached} bytes are cached of ${ceiling}`);
+      for (const { ino, bytes } of files)
+        assert.ok(take(s.data, await s.data.read(ino, 1, 0, bytes.length, bytes.length, patient)).equals(bytes));
+      await s.data.shutdown();
+    } finally {
+      await v.dispose();
+    }
+  });
+
   it('a cache full of small blocks gives way to the next request', () =>
     withVolume(
       async (v, faults) => {
