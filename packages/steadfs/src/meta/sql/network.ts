@@ -373,12 +373,14 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
   /** Op records as this process wrote them last: seq and what stands in `acct`, also as what it means. */
   const records = new Map<string, { seq: number; acct: Buffer | null; deltas: readonly Delta[] }>();
   const recordKey = (op: Op): string => `${op.kind}/${op.slot}`;
+  const stored = (deltas: readonly Delta[]): Buffer | null => (deltas.length > 0 ? encodeDeltas(deltas) : null);
 
-  /** The steps that end every plan: op record and session. */
+  /** The steps that end every plan: op record and session. `fresh`: what takes the place of `acct` where a flush has just counted `old`. */
   function lastClauses(
     op: Op,
     old: Buffer | null,
     acct: Buffer | null,
+    fresh: Buffer | null,
     result: Uint8Array,
     counted: boolean,
   ): Clause[] {
@@ -387,23 +389,36 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     const value = !counted
       ? '?'
       : kind === 'postgres'
-        ? `float8send((SELECT length FROM appended)::float8 / ${SLICE_BYTES}) || ?`
+        ? `float8send((SELECT value FROM appended)::float8 / ${SLICE_BYTES}) || ?`
         : `concat(x'ff', unhex(lpad(hex(appended DIV ${SLICE_BYTES}), 14, '0')), ?)`;
     const bytes = counted ? result.subarray(8) : result;
-    return [
+    const key = [volume.sid, op.kind, op.slot];
+    const record: Clause[] =
       kind === 'postgres'
-        ? {
-            kind: 'write',
-            sql: `INSERT INTO ${own}op AS o (sid, kind, slot, seq, result, acct) VALUES (?, ?, ?, ?, ${value}, ?) ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = EXCLUDED.seq, result = EXCLUDED.result, acct = EXCLUDED.acct WHERE o.seq < EXCLUDED.seq AND o.acct IS NOT DISTINCT FROM ?`,
-            params: [volume.sid, op.kind, op.slot, op.seq, bytes, acct, old],
-            expect: true,
-          }
-        : {
-            kind: 'write',
-            sql: `UPDATE ${own}op SET seq = ?, result = ${value}, acct = ? WHERE sid = ? AND kind = ? AND slot = ? AND seq < ? AND acct <=> ?`,
-            params: [op.seq, bytes, acct, volume.sid, op.kind, op.slot, op.seq, old],
-            expect: true,
-          },
+        ? [
+            {
+              kind: 'none',
+              sql: `FROM ${own}op WHERE sid = ? AND kind = ? AND slot = ? AND (seq >= ? OR (acct IS NOT NULL AND acct IS DISTINCT FROM ?))`,
+              params: [...key, op.seq, old],
+            },
+            {
+              kind: 'write',
+              sql: `INSERT INTO ${own}op AS o (sid, kind, slot, seq, result, acct) VALUES (?, ?, ?, ?, ${value}, ?) ON CONFLICT (sid, kind, slot) DO UPDATE SET seq = EXCLUDED.seq, result = EXCLUDED.result, acct = CASE WHEN o.acct IS NULL THEN ? ELSE EXCLUDED.acct END WHERE o.seq < EXCLUDED.seq AND (o.acct IS NULL OR o.acct = ?)`,
+              params: [...key, op.seq, bytes, acct, fresh, old],
+              expect: true,
+              answer: { name: 'record', value: 'acct' },
+            },
+          ]
+        : [
+            {
+              kind: 'write',
+              sql: `UPDATE ${own}op SET seq = ?, result = ${value}, acct = ? WHERE sid = ? AND kind = ? AND slot = ? AND seq < ? AND acct <=> ?`,
+              params: [op.seq, bytes, acct, ...key, op.seq, old],
+              expect: true,
+            },
+          ];
+    return [
+      ...record,
       {
         kind: 'one',
         sql: `${session} ${kind === 'postgres' ? 'FOR SHARE OF s' : 'LOCK IN SHARE MODE'}`,
@@ -428,16 +443,19 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     let value: T;
     let deltas: Delta[];
     let acct: Buffer | null;
-    let last: Clause[];
+    const ours: Delta[] = [];
     let statement: Statement | undefined;
     let clauses: Clause[] = [];
     try {
       value = await runAsync(body(tx));
       deltas = record?.deltas.map(d => ({ ...d })) ?? [];
-      for (const d of tx.deltas) addDelta(deltas, d);
+      for (const d of tx.deltas) {
+        addDelta(deltas, d);
+        addDelta(ours, d);
+      }
       if (deltas.length > DELTAS_PER_RECORD) return undefined;
-      acct = deltas.length > 0 ? encodeDeltas(deltas) : null;
-      last = lastClauses(op, old, acct, codec.encode(value), counts && tx.appendsChunk);
+      acct = stored(deltas);
+      const last = lastClauses(op, old, acct, stored(ours), codec.encode(value), counts && tx.appendsChunk);
       if (kind === 'postgres') statement = tx.statement(last);
       else clauses = tx.sequence(last);
     } catch (e) {
@@ -456,7 +474,16 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         const { sql, params, first } = statement;
         [row] = await pool.use(c => (first.length === 0 ? c.all(sql, params) : c.script!([...first, { sql, params }])));
       }
-      records.set(recordKey(op), { seq: op.seq, acct, deltas });
+      if (toNumber(row?.[0]) !== 1) {
+        // Planned on a row that has changed; nothing has happened.
+        tx.forget();
+        records.delete(recordKey(op));
+        return undefined;
+      }
+      // A flush that came before has counted what the record held.
+      const kept = kind === 'postgres' ? (row?.at(-1) as Buffer | null) : acct;
+      const flushed = kept === null ? acct !== null : acct === null || !kept.equals(acct);
+      records.set(recordKey(op), { seq: op.seq, acct: kept, deltas: flushed ? ours : deltas });
       tx.remember();
       announcePlan(tx, sent);
       for (const d of tx.deltas) count(d);
@@ -531,7 +558,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         await applyUsage(tx, c, deltas);
         deltas = [];
       }
-      const acct = deltas.length > 0 ? encodeDeltas(deltas) : null;
+      const acct = stored(deltas);
       await c.run(`UPDATE ${own}op SET seq = ?, result = ?, acct = ? WHERE sid = ? AND kind = ? AND slot = ?`, [
         op.seq,
         codec.encode(value),

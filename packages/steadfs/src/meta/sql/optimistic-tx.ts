@@ -4,7 +4,7 @@
  * condition does not hold. Then the interactive transaction of network-tx.ts decides. So a stale row costs a round trip and never a wrong
  * result.
  *
- * PostgreSQL: one statement with data-modifying CTEs, whose clauses see one snapshot; it fails by a division by zero. MySQL and MariaDB: the
+ * PostgreSQL: one statement with data-modifying CTEs, whose clauses see one snapshot. MySQL and MariaDB: the
  * clauses in order, as the body of a routine or an anonymous block (mysql-plan.ts). A row may be changed once only: operations that need more
  * (lists of rows, locks) throw {@link Unsupported} before anything was sent.
  */
@@ -48,6 +48,8 @@ export interface Clause {
   sql: string;
   params: readonly SqlValue[];
   expect?: boolean;
+  /** PostgreSQL: what the statement answers of the row written, and the name by which other clauses find it, as `value`. */
+  answer?: { name: string; value: string };
 }
 
 /** A plan as one statement; `first` must be carried out before it, in the same transaction and round trip. */
@@ -77,6 +79,15 @@ interface EdgePlan {
 /** Columns that an operation on a directory's entries depends on. */
 const STABLE = ['type', 'flags', 'mode', 'uid', 'gid', 'parent', 'access_acl_id', 'default_acl_id'];
 const COLUMNS = NODE_COLUMNS.split(', ');
+
+const INSERT = /^INSERT /;
+
+/** A write that happens when the CTE `gate` has its one row. */
+function gated(sql: string, gate: string): string {
+  return INSERT.test(sql)
+    ? sql.replace(/ VALUES \((.*?)\)(?= ON CONFLICT| RETURNING|$)/, ` SELECT $1 FROM ${gate} WHERE true`)
+    : `${sql} AND EXISTS (SELECT 1 FROM ${gate})`;
+}
 
 export class OptimisticTx implements Tx {
   readonly volume: Volume;
@@ -370,11 +381,8 @@ export class OptimisticTx implements Tx {
     this.#chunkClause = this.#clauses.length;
     const join = this.#mysql ? 'concat(OLD.slices, NEW.slices)' : 'OLD.slices || NEW.slices';
     const sql = this.#upsert('chunk', 'inode, indx, slices', 'inode, indx', `slices = ${join}`);
-    this.#clause(this.#mysql ? sql : `${sql} RETURNING length(slices)`, [
-      inoToBigint(ino),
-      index,
-      encodeSlices(records),
-    ]);
+    const params = [inoToBigint(ino), index, encodeSlices(records)];
+    this.#clauses.push({ kind: 'write', sql, params, answer: { name: 'appended', value: 'length(slices)' } });
     this.#chunkKey = [inoToBigint(ino), index];
     return done(0);
   }
@@ -600,9 +608,15 @@ export class OptimisticTx implements Tx {
       const params = [plan.adjust.links, ...(plan.adjust.touch ? [t, t, rest, rest] : []), ...keys];
       return { kind: 'write', sql: `UPDATE ${table} SET nlink = nlink + ?${touch} ${where}`, params, expect: true };
     }
-    // Whoever removes the directory locks its row; whoever only uses it shares it.
+    // Whoever removes the directory locks its row; whoever makes an entry shares it. One that only loses an entry cannot be removed before that.
     const share = this.#mysql ? 'LOCK IN SHARE MODE' : 'FOR KEY SHARE';
-    return { kind: 'one', sql: `FROM ${table} ${where} ${plan.locked ? 'FOR UPDATE' : share}`, params: keys };
+    const lock = plan.locked ? ' FOR UPDATE' : this.#onlyLoses(plan.ino) ? '' : ` ${share}`;
+    return { kind: 'one', sql: `FROM ${table} ${where}${lock}`, params: keys };
+  }
+
+  #onlyLoses(dir: Ino): boolean {
+    const kinds = [...this.#edges.values()].filter(e => e.parent === dir).map(e => e.write?.kind);
+    return kinds.includes('delete') && !kinds.includes('insert') && !kinds.includes('set');
   }
 
   /** Row locks in one order for all clients; rows of directories that many clients change come last and are held shortly. */
@@ -617,37 +631,68 @@ export class OptimisticTx implements Tx {
   }
 
   /**
-   * PostgreSQL: one statement of the conditions, the writes and `last` (which may use `appended`, the chunk's length in bytes after the append).
-   * Answers a row: 1, and that length (or null).
+   * PostgreSQL: one statement of the conditions, the writes and `last`, which may use the answers of clauses before it (`appended`: the chunk's
+   * length in bytes after the append). Its row: 1 and the answers in order; 0 when a condition or the first write did not hold, and then nothing has changed. A later
+   * write that does not hold, which takes a change in the same moment, fails by a division by zero.
    */
   statement(last: readonly Clause[]): Statement {
     const { nodes, edges, hot } = this.#inOrder();
-    const before = [...nodes, ...edges];
-    const appended = this.#chunkClause < 0 ? -1 : before.length + this.#chunkClause;
-    const clauses = [...before, ...this.#clauses, ...last, ...hot];
+    const clauses = [...nodes, ...edges, ...this.#clauses, ...last, ...hot];
+    // What is most likely stale: the row that changes, and where only new rows are made, the name.
+    const first = nodes.find(c => c.kind === 'write' && !INSERT.test(c.sql)) ?? edges.find(c => c.kind === 'write');
+    const checks: Clause[] = [
+      ...clauses.filter(c => c.kind !== 'write'),
+      ...edges.filter(c => c !== first && INSERT.test(c.sql)).map(c => this.#absent(c)),
+    ];
     const params: SqlValue[] = [];
-    const ctes = clauses.map((c, i) => {
-      params.push(...c.params);
-      const sql = {
-        write: () => (/RETURNING/.test(c.sql) ? c.sql : `${c.sql} RETURNING 1`),
-        one: () => `SELECT 1 ${c.sql}`,
-        some: () => `SELECT 1 WHERE EXISTS (SELECT 1 ${c.sql})`,
-        none: () => `SELECT 1 WHERE NOT EXISTS (SELECT 1 ${c.sql})`,
-      }[c.kind]();
-      return `${i === appended ? 'appended' : `c${i}`} AS (${sql})`;
+    const ctes: string[] = [];
+    const add = (name: string, sql: string, values: readonly SqlValue[] = []): string => {
+      params.push(...values);
+      ctes.push(`${name} AS (${sql})`);
+      return `EXISTS (SELECT 1 FROM ${name})`;
+    };
+    const held = checks.map((c, i) => {
+      const found =
+        c.kind === 'one'
+          ? `SELECT 1 ${c.sql}`
+          : `SELECT 1 WHERE ${c.kind === 'none' ? 'NOT ' : ''}EXISTS (SELECT 1 ${c.sql})`;
+      return add(`c${i}`, found, c.params);
     });
-    const conditions = clauses.flatMap((c, i) =>
-      c.kind !== 'write' || c.expect ? [`EXISTS (SELECT 1 FROM c${i})`] : [],
-    );
-    const chunk = appended < 0 ? 'NULL' : '(SELECT length FROM appended)';
+    add('held', `SELECT 1${held.length > 0 ? ` WHERE ${held.join(' AND ')}` : ''}`);
+    const conflict =
+      first !== undefined && edges.includes(first) && INSERT.test(first.sql)
+        ? ' ON CONFLICT (parent, name) DO NOTHING'
+        : '';
+    const begun =
+      first === undefined
+        ? 'EXISTS (SELECT 1 FROM held)'
+        : add('begun', `${gated(first.sql, 'held')}${conflict} RETURNING 1`, first.params);
+    const done = clauses
+      .filter(c => c.kind === 'write' && c !== first)
+      .flatMap((c, i) => {
+        const sql = gated(c.sql, first === undefined ? 'held' : 'begun');
+        const there = add(c.answer?.name ?? `w${i}`, `${sql} RETURNING ${c.answer?.value ?? 1} AS value`, c.params);
+        return c.expect ? [there] : [];
+      });
+    const checked = done.length > 0 ? `1 / (CASE WHEN ${done.join(' AND ')} THEN 1 ELSE 0 END)` : '1';
+    const answers = clauses.flatMap(c => (c.answer === undefined ? [] : [`, (SELECT value FROM ${c.answer.name})`]));
     return {
-      sql: `WITH ${ctes.join(', ')} SELECT 1 / (CASE WHEN ${conditions.join(' AND ')} THEN 1 ELSE 0 END), ${chunk}`,
+      sql: `WITH ${ctes.join(', ')} SELECT CASE WHEN ${begun} THEN ${checked} ELSE 0 END${answers.join('')}`,
       params,
       // An entry made while the statement waits for the directory's row would be in no snapshot of its own.
       first: this.#emptied.map(ino => ({
         sql: `SELECT 1 FROM ${this.#host.prefix}node WHERE inode = ? FOR UPDATE`,
         params: [inoToBigint(ino)],
       })),
+    };
+  }
+
+  /** That the entry which `insert` makes is not there. */
+  #absent(insert: Clause): Clause {
+    return {
+      kind: 'none',
+      sql: `FROM ${this.#host.prefix}edge WHERE parent = ? AND name = ?`,
+      params: insert.params.slice(0, 2),
     };
   }
 

@@ -25,6 +25,8 @@ const SILENCE_MS = 10_000;
 const BATCH_MS = 10;
 /** A client trusts what it hears when others have had time to notice it: a client that knows to be alone announces nothing. */
 const NOTICED_MS = 3 * CHECK_MS;
+/** The same where the first look finds nobody else: only a command without a session may still believe that it is alone, by a look that counts so long. */
+const ALONE_MS = 1.25 * CHECK_MS;
 /** A payload is shorter than 8000 bytes. */
 const PAYLOAD_MAX = 7500;
 const AGAIN_MS = 1000;
@@ -95,6 +97,7 @@ export function openPush(host: PushHost, channel: string): Push {
   let known: Sessions | undefined;
   /** Since when every look has found our session. */
   let seenSince = Number.POSITIVE_INFINITY;
+  let noticedAfter = NOTICED_MS;
   let checking = false;
   let clearedAt = 0;
   /** Count of invalidations, and when each inode was last invalidated. */
@@ -208,7 +211,10 @@ export function openPush(host: PushHost, channel: string): Push {
       known = found;
       checkedAt = at;
       if (!found.ours) seenSince = Number.POSITIVE_INFINITY;
-      else if (seenSince > at) seenSince = at;
+      else if (seenSince > at) {
+        seenSince = at;
+        noticedAfter = found.others ? NOTICED_MS : ALONE_MS;
+      }
       if (!unbroken) dropAll();
     } catch {
       checkedAt = Number.NEGATIVE_INFINITY;
@@ -248,7 +254,7 @@ export function openPush(host: PushHost, channel: string): Push {
         dropAll();
       }
       return (
-        known?.allPush === true && at - checkedAt < CHECK_MS && at - heardAt < HEARD_MS && at - seenSince > NOTICED_MS
+        known?.allPush === true && at - checkedAt < CHECK_MS && at - heardAt < HEARD_MS && at - seenSince > noticedAfter
       );
     },
     mark: () => now,
