@@ -2,17 +2,21 @@
  * Deaths by enumeration: the service kills itself at each fault point (packages/fuse/src/fault.ts) in turn, on a real mount, while a program (fault-mix.ts) compares the
  * result of every call with what it must be; at the end the database is counted anew.
  *
- *   node faults.ts [--full] [--deaths N] [--seed N] [--only REGEX] [--verbose]
+ *   node faults.ts [--full] [--deaths N] [--seed N] [--only REGEX] [--workers N] [--verbose]
+ *
+ * --full is about 950 deaths; --workers shares them out to processes that work side by side, each on a volume of its own.
  *
  * Which points there are is found by recording: those of a round of the mix ("work"), those of the start after a death ("start"), those of an upgrade under work
  * ("upgrade": command, old service and new one). Each is hit at the first time, the last, and one between.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { globSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
+import { crc32 } from 'node:zlib';
 import { makeBundle } from '../../../../scripts/build.ts';
 import { seeded } from '../support/random.ts';
 import { abortMount, clientCommand, openVolume, runClient, type Volume } from '../support/volume.ts';
@@ -38,14 +42,16 @@ export interface FaultOptions {
   /** How many deaths, drawn at random; all without. */
   deaths?: number | undefined;
   only?: RegExp | undefined;
+  /** [i, n]: the ith of n parts of the points, for one of n processes that work side by side. */
+  share?: readonly [number, number] | undefined;
   log?: ((line: string) => void) | undefined;
 }
 
 export interface FaultReport {
   seed: number;
-  /** Different points that were recorded, and that a process died at. */
-  points: number;
-  hit: number;
+  /** Points that were recorded, and those that a process died at. */
+  points: string[];
+  hit: string[];
   deaths: number;
   calls: number;
   faults: string[];
@@ -172,8 +178,8 @@ export async function enumerate(options: FaultOptions): Promise<FaultReport> {
   const random = seeded(options.seed);
   const report: FaultReport = {
     seed: options.seed,
-    points: 0,
-    hit: 0,
+    points: [],
+    hit: [],
     deaths: 0,
     calls: 0,
     faults: [],
@@ -229,28 +235,35 @@ export async function enumerate(options: FaultOptions): Promise<FaultReport> {
     for (const point of start.keys()) upgrade.delete(point);
     for (const point of RARE) start.set(point, 1);
     const all = new Set([...work.keys(), ...start.keys(), ...upgrade.keys()]);
-    report.points = all.size;
+    report.points = [...all];
     const reached = new Set([...all].map(p => p.split(':')[0]!));
     report.unreached = pointsInSource().filter(name => !reached.has(name) && !(name in ELSEWHERE));
     log(`${work.size} points of work, ${start.size} of a start, ${upgrade.size} of an upgrade`);
 
     // ── the plan
-    let plan: Death[] = [];
-    for (const [kind, counts] of [
-      ['work', work],
-      ['start', start],
-      ['upgrade', upgrade],
-    ] as [Kind, Map<string, number>][])
-      for (const [point, count] of counts)
-        for (const nth of new Set([1, count, 1 + random.below(count)])) plan.push({ kind, point, nth });
+    const lists = (
+      [
+        ['work', work],
+        ['start', start],
+        ['upgrade', upgrade],
+      ] as const
+    ).flatMap(([kind, counts]) =>
+      [...counts].map(([point, count]) =>
+        [...new Set([1, count, 1 + random.below(count)])].map((nth): Death => ({ kind, point, nth })),
+      ),
+    );
+    // Each point once before any comes again.
+    let plan = [0, 1, 2].flatMap(i => lists.flatMap(list => list[i] ?? []));
+    const [share, shares] = options.share ?? [0, 1];
+    plan = plan.filter(({ point }) => crc32(Buffer.from(point)) % shares === share);
     if (options.only) plan = plan.filter(d => options.only!.test(`${d.kind} ${d.point}`));
     if (options.deaths !== undefined) {
       // Of each kind something, and no point twice.
       const drawn: Death[] = [];
       const taken = new Set<string>();
-      const lists = (['work', 'work', 'start', 'upgrade'] as const).map(kind => plan.filter(d => d.kind === kind));
-      for (let i = 0; drawn.length < options.deaths && lists.some(l => l.length > 0); i++) {
-        const list = lists[i % lists.length]!;
+      const kinds = (['work', 'work', 'start', 'upgrade'] as const).map(kind => plan.filter(d => d.kind === kind));
+      for (let i = 0; drawn.length < options.deaths && kinds.some(l => l.length > 0); i++) {
+        const list = kinds[i % kinds.length]!;
         if (list.length === 0) continue;
         const [death] = list.splice(random.below(list.length), 1);
         if (taken.has(death!.point)) continue;
@@ -296,7 +309,7 @@ export async function enumerate(options: FaultOptions): Promise<FaultReport> {
       } else if (!broken) report.missed.push(what);
       log(`${fired ? 'died' : 'MISSED'} ${what}, ${Math.round(performance.now() - begun)} ms`);
     }
-    report.hit = hit.size;
+    report.hit = [...hit];
     if (!broken) await attempt('the end', () => mix.ask('end'));
     report.calls = mix.calls;
   } finally {
@@ -315,30 +328,98 @@ export async function enumerate(options: FaultOptions): Promise<FaultReport> {
 }
 
 export function describeFaults(r: FaultReport): string {
+  const hit = new Set(r.hit);
+  const left = r.points.filter(p => !hit.has(p));
   return [
-    `seed ${r.seed}: ${r.points} points, died at ${r.hit} of them, ${r.deaths} deaths; ${r.calls} calls, ${r.faults.length} faults`,
+    `seed ${r.seed}: ${r.points.length} points, died at ${hit.size} of them, ${r.deaths} deaths; ${r.calls} calls, ${r.faults.length} faults`,
     ...r.faults.map(f => `  FAULT ${f}`),
     ...(r.missed.length > 0 ? [`  not come to again: ${r.missed.join(', ')}`] : []),
+    ...(left.length > 0 && left.length <= 40 ? [`  died nowhere at: ${left.join(', ')}`] : []),
     ...(r.unreached.length > 0 ? [`  in the source, not recorded: ${r.unreached.join(', ')}`] : []),
   ].join('\n');
 }
 
-if (import.meta.main) {
+/** The same by several processes side by side, each on a volume of its own. */
+async function sideBySide(workers: number, seed: number, args: readonly string[]): Promise<FaultReport> {
+  const scratch = mkdtempSync(join(tmpdir(), 'steadfs-faults-'));
+  const reports = await Promise.all(
+    Array.from({ length: workers }, async (_, i) => {
+      const file = join(scratch, String(i));
+      const child = spawn(
+        process.execPath,
+        [
+          ...process.execArgv,
+          import.meta.filename,
+          ...args,
+          '--seed',
+          String(seed),
+          '--share',
+          `${i}/${workers}`,
+          '--report',
+          file,
+        ],
+        { stdio: 'inherit' },
+      );
+      const [code] = await once(child, 'exit');
+      try {
+        return JSON.parse(readFileSync(file, 'utf8')) as FaultReport;
+      } catch {
+        const faults = [`process ${i} of ${workers} ended with ${code} and without a report`];
+        return { seed, points: [], hit: [], deaths: 0, calls: 0, faults, missed: [], unreached: [] };
+      }
+    }),
+  );
+  rmSync(scratch, { recursive: true, force: true });
+  const all = <K extends keyof FaultReport>(key: K) => reports.map(r => r[key]);
+  const sum = (numbers: number[]): number => numbers.reduce((a, b) => a + b, 0);
+  return {
+    seed,
+    points: [...new Set(all('points').flat())],
+    hit: all('hit').flat(),
+    deaths: sum(all('deaths')),
+    calls: sum(all('calls')),
+    faults: all('faults').flat(),
+    missed: all('missed').flat(),
+    unreached: reports[0]!.unreached.filter(name => reports.every(r => r.unreached.includes(name))),
+  };
+}
+
+async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
       full: { type: 'boolean', default: false },
       deaths: { type: 'string', default: '24' },
       seed: { type: 'string' },
       only: { type: 'string' },
+      workers: { type: 'string', default: '1' },
+      share: { type: 'string' },
+      report: { type: 'string' },
       verbose: { type: 'boolean', default: false },
     },
   });
-  const report = await enumerate({
-    seed: Number(values.seed ?? Math.floor(Math.random() * 1e6)),
-    deaths: values.full || values.only ? undefined : Number(values.deaths),
-    only: values.only === undefined ? undefined : new RegExp(values.only),
-    log: values.verbose ? line => console.log(line) : undefined,
-  });
-  console.log(describeFaults(report));
+  const seed = Number(values.seed ?? Math.floor(Math.random() * 1e6));
+  const workers = Number(values.workers);
+  const begun = performance.now();
+  let report: FaultReport;
+  if (workers > 1) {
+    const args = [
+      ...(values.full ? ['--full'] : []),
+      ...(values.only === undefined ? [] : ['--only', values.only]),
+      ...(values.verbose ? ['--verbose'] : []),
+      ...['--deaths', String(Math.ceil(Number(values.deaths) / workers))],
+    ];
+    report = await sideBySide(workers, seed, args);
+  } else
+    report = await enumerate({
+      seed,
+      deaths: values.full || values.only ? undefined : Number(values.deaths),
+      only: values.only === undefined ? undefined : new RegExp(values.only),
+      share: values.share?.split('/').map(Number) as [number, number] | undefined,
+      log: values.verbose ? line => console.log(line) : undefined,
+    });
+  if (values.report) writeFileSync(values.report, JSON.stringify(report));
+  else console.log(`${describeFaults(report)}\n${Math.round((performance.now() - begun) / 1000)} s`);
   process.exitCode = report.faults.length > 0 ? 1 : 0;
 }
+
+if (import.meta.main) await main();
