@@ -7,6 +7,7 @@
  * Chunks of older bundles stay for a day (--clean: not), as a running command may still load one. The result replaces the old one file by file, steadfs.mjs last, so that whoever starts meanwhile finds a whole one. bundle.json lists
  * the files that belong to it.
  */
+import { createHash } from 'node:crypto';
 import {
   existsSync,
   mkdirSync,
@@ -21,7 +22,7 @@ import {
 } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
-import { build, type Plugin } from 'esbuild';
+import { build, type Metafile, type Plugin } from 'esbuild';
 
 const ROOT = resolve(import.meta.dirname, '..');
 const PACKAGE = join(ROOT, 'packages/steadfs');
@@ -125,6 +126,76 @@ export function withoutImports(text: string): string {
   });
 }
 
+/**
+ * Makes one file of all that the service's start loads: of some twenty chunks, loading, linking and reading the compile cache take 8 ms more, and after a crash everybody waits for
+ * them. In place of each of these chunks stays one that exports the same from the new file, so that there is one instance of every module.
+ */
+async function joinStartup(folder: string, { outputs }: Metafile): Promise<void> {
+  const byName = new Map(Object.entries(outputs).map(([path, output]) => [basename(path), output]));
+  const closure = (name: string, into = new Set<string>()): Set<string> => {
+    if (into.has(name)) return into;
+    into.add(name);
+    for (const { path, kind } of byName.get(name)?.imports ?? [])
+      if (kind === 'import-statement' && byName.has(basename(path))) closure(basename(path), into);
+    return into;
+  };
+  const service = [...byName].find(([, { entryPoint }]) => entryPoint?.endsWith('commands/service.ts'))![0];
+  const loaded = closure('steadfs.mjs');
+  const parts = [...closure(service)].filter(name => !loaded.has(name));
+  const exported = (name: string, show: (own: string, common: string) => string, i: number): string =>
+    byName
+      .get(name)!
+      .exports.map(own => show(own, `${own}$${i}`))
+      .join(',');
+  await build({
+    stdin: {
+      contents: parts
+        .map((name, i) => `export {${exported(name, (a, b) => `${a} as ${b}`, i)}} from './${name}';`)
+        .join('\n'),
+      resolveDir: folder,
+    },
+    outfile: join(folder, 'chunk-startup.mjs'),
+    bundle: true,
+    format: 'esm',
+    platform: 'node',
+    target: 'node24',
+    minifySyntax: true,
+    minifyWhitespace: true,
+    legalComments: 'none',
+    logLevel: 'error',
+    plugins: [
+      {
+        name: 'parts',
+        setup(plugin) {
+          plugin.onResolve({ filter: /^\.\// }, ({ path, kind }) =>
+            kind === 'dynamic-import' || loaded.has(basename(path)) ? { path, external: true } : undefined,
+          );
+        },
+      },
+    ],
+  });
+  parts.forEach((name, i) => {
+    writeFileSync(
+      join(folder, name),
+      `export{${exported(name, (a, b) => `${b} as ${a}`, i)}}from"./chunk-startup.mjs";`,
+    );
+  });
+}
+
+/** Gives the chunks names that no other build has: a command that runs while the bundle is made anew goes on with its own. */
+function nameByBuild(folder: string): void {
+  const names = readdirSync(folder).filter(name => name.endsWith('.mjs'));
+  const texts = new Map(names.map(name => [name, readFileSync(join(folder, name), 'utf8')]));
+  const hash = createHash('sha256');
+  for (const text of texts.values()) hash.update(text);
+  const build = hash.digest('hex').slice(0, 8);
+  const chunks = names.filter(name => name.startsWith('chunk-'));
+  const renamed = (name: string): string => name.replace(/\.mjs$/, `-${build}.mjs`);
+  const pattern = new RegExp(chunks.map(name => name.replaceAll('.', '\\.')).join('|'), 'g');
+  for (const [name, text] of texts) writeFileSync(join(folder, name), text.replace(pattern, renamed));
+  for (const name of chunks) renameSync(join(folder, name), join(folder, renamed(name)));
+}
+
 export interface BuildOptions {
   /** Also when the bundle is fresh. */
   force?: boolean | undefined;
@@ -183,10 +254,11 @@ async function makeLocked(out: string, options: BuildOptions): Promise<boolean> 
   const temporary = mkdtempSync(join(out, '.build-'));
   try {
     const found = new Set<string>();
+    let chunks: Metafile | undefined;
     // Workers are known once the first pass has read the sources; they share chunks with the rest in the second.
     for (let known = -1; known < found.size; ) {
       known = found.size;
-      await build({
+      ({ metafile: chunks } = await build({
         entryPoints: [
           { in: join(PACKAGE, 'src/main.ts'), out: 'steadfs' },
           ...[...found].sort().map(path => ({ in: path, out: basename(path, '.ts') })),
@@ -212,8 +284,11 @@ async function makeLocked(out: string, options: BuildOptions): Promise<boolean> 
           js: "const require = process.getBuiltinModule('node:module').createRequire(import.meta.url);",
         },
         plugins: [workers(found, options.faults ?? false), natives],
-      });
+        metafile: true,
+      }));
     }
+    await joinStartup(temporary, chunks!);
+    nameByBuild(temporary);
     const files = readdirSync(temporary).sort((a, b) => Number(a === 'steadfs.mjs') - Number(b === 'steadfs.mjs'));
     const version = options.version ?? manifest.version;
     writeFileSync(join(temporary, 'bundle.json'), `${JSON.stringify({ version, files }, null, 2)}\n`);

@@ -309,9 +309,15 @@ export async function enumerate(options: FaultOptions): Promise<FaultReport> {
       } else if (!broken) report.missed.push(what);
       log(`${fired ? 'died' : 'MISSED'} ${what}, ${Math.round(performance.now() - begun)} ms`);
     }
-    report.hit = [...hit];
     if (!broken) await attempt('the end', () => mix.ask('end'));
     report.calls = mix.calls;
+    for (const point of new Set(plan.map(d => d.point)))
+      if (!broken && !hit.has(point)) {
+        const fired = await onFreshVolume(point, faults, report);
+        if (fired) hit.add(point);
+        log(`${fired ? 'died' : 'MISSED'} on a fresh volume ${point}`);
+      }
+    report.hit = [...hit];
   } finally {
     faults.arm();
     mix.end();
@@ -325,6 +331,34 @@ export async function enumerate(options: FaultOptions): Promise<FaultReport> {
   if (report.faults.length === 0) rmSync(volume.base, { recursive: true, force: true });
   else report.faults.push(`kept: ${volume.base}`);
   return report;
+}
+
+/** A death that only the first rounds on a volume come to, as where a section of the capsule is used further than ever. Answers whether it came. */
+async function onFreshVolume(
+  point: string,
+  faults: Awaited<ReturnType<typeof faultBundle>>,
+  report: FaultReport,
+): Promise<boolean> {
+  faults.arm(`kill ${point}`);
+  const volume = openVolume({ format: ['--trash-days', '0', '--block-size', '64K'], mount: MOUNT });
+  const mix = new Mix(volume.dir);
+  const before = report.faults.length;
+  try {
+    for (let i = 0; i < 3; i++) await mix.ask('run');
+    await mix.ask('end');
+    report.calls += mix.calls;
+  } catch (error) {
+    report.faults.push(`${point} on a fresh volume: ${(error as Error).message}`);
+    abortMount(volume.dir);
+  }
+  const fired = faults.left() === '';
+  if (fired) report.deaths++;
+  faults.arm();
+  mix.end();
+  const fault = volume.close({ keep: true });
+  report.faults.push(...(fault ? [fault] : report.faults.length > before ? [] : inspectVolume(volume.base)));
+  if (report.faults.length === before) rmSync(volume.base, { recursive: true, force: true });
+  return fired;
 }
 
 export function describeFaults(r: FaultReport): string {
