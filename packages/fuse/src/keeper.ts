@@ -218,7 +218,12 @@ export function becomeKeeper(launch: Launch, fds: HeldFds): never {
   const argv = keeperArguments(launch, 'mount', 0);
   setOomScore(process.pid, -1000);
   favour(process.pid, false);
-  becomeProgram('/bin/sh', argv, passedEnvironment(), [[scriptFd(), 0], ...heldPairs(fds)]);
+  becomeProgram('/bin/sh', argv, passedEnvironment(), [
+    [scriptFd(), 0],
+    ...heldPairs(fds),
+    // Nobody listens, and the number must not be one of Node's own in the first service.
+    [sys.open('/dev/null', sys.O_RDWR), FD_REPORT],
+  ]);
 }
 
 /** [fd, number it is to have] */
