@@ -1,3 +1,4 @@
+// timeout: 300
 /** A mount that ends while nobody serves it loses nothing that was acknowledged, whoever keeps its descriptors. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
@@ -10,7 +11,7 @@ import { underManager } from '../continuity/storm.ts';
 import { abortMount, missing, openVolume, processesWith, runClient, type Volume } from '../support/volume.ts';
 
 const SIZE = 1 << 20;
-const options = { skip: missing('steadfs') ?? false, timeout: 180_000 };
+const options = { skip: missing('steadfs') ?? false, timeout: 280_000 };
 
 /** A process of its own that writes and keeps the file open; nothing is flushed. */
 async function startWriter(file: string): Promise<ChildProcess> {
@@ -76,21 +77,25 @@ test('the same under the fd store: the next start stores it, and mounts anew', o
     process.kill(manager.pid!, 'SIGKILL');
     await manager.until('the service is dead', () => manager!.pid === undefined);
     abortMount(volume.dir);
-    // The first one that brings it home is killed, if need be twice: until it has ended, the store has everything.
+    // The first one that brings it home is killed: until it has ended, the store has everything.
     manager.start();
     let killed = 0;
-    await manager.until('the mount', () => {
-      const home = manager!.ready || killed === 2 ? [] : processesWith(volume.dir).filter(isService);
-      for (const pid of home) {
-        process.kill(pid, 'SIGKILL');
-        killed++;
-      }
-      if (manager!.pid === undefined) {
-        assert.ok(manager!.store.size >= 3);
-        manager!.start();
-      }
-      return manager!.ready;
-    });
+    await manager.until(
+      'the mount',
+      () => {
+        const home = manager!.ready || killed > 0 ? [] : processesWith(volume.dir).filter(isService);
+        for (const pid of home) {
+          process.kill(pid, 'SIGKILL');
+          killed++;
+        }
+        if (manager!.pid === undefined) {
+          assert.ok(manager!.store.size >= 3);
+          manager!.start();
+        }
+        return manager!.ready;
+      },
+      150_000,
+    );
     assertStored(volume);
   } finally {
     writer?.kill('SIGKILL');
