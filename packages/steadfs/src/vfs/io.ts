@@ -200,7 +200,9 @@ export function ioMethods(core: Core): IoMethods {
     let attr: Attr;
     try {
       const work = (op: Op) => engine.setattr(op, cred, ino, wanted);
-      const held = set.mtime !== undefined && data.pending(ino) !== undefined;
+      // A commit of data that was written before would take the bits away again.
+      const setsId = ((set.mode ?? 0) & SUID_SGID) !== 0;
+      const held = (set.mtime !== undefined || setsId) && data.pending(ino) !== undefined;
       const changed = held ? await frozen(ctx, ino, 0, MAX_LENGTH, work) : await work(ctx.op);
       attr = await core.current(ctx, ino, changed);
     } catch (error) {

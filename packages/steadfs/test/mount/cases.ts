@@ -287,6 +287,13 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
     const fd = ok(c.open(path, O.RDWR), 'open');
     ok(c.write(fd, Buffer.from('x'), 1), 'write');
     assert.equal(statOf(c.fstat(fd)).mode & 0o7777, 0o777);
+    // But not with one that came before they were set, and is committed later.
+    const own = ok(c.open(`${dir}/own`, O.CREAT | O.RDWR, 0o755), 'create');
+    ok(c.write(own, Buffer.from('x'), 1), 'write');
+    ok(c.fchmod(own, 0o4755), 'fchmod');
+    ok(c.fsync(own), 'fsync');
+    ok(c.close(own), 'close');
+    assert.equal(statOf(c.stat(`${dir}/own`, c.AT.STATX_FORCE_SYNC)).mode & 0o7777, 0o4755);
   },
 
   readonly(dir) {
