@@ -140,6 +140,7 @@ const c = {
   munmap: bind<(a: N, n: N) => N>('int munmap(uintptr_t, size_t)'),
   mlock: bind<(a: N, n: N) => N>('int mlock(uintptr_t, size_t)'),
   madvise: bind<(a: N, n: N, advice: N) => N>('int madvise(uintptr_t, size_t, int)'),
+  malloc_trim: bind<(pad: N) => N>('int malloc_trim(size_t)'),
   poll: bind<(a: N, n: N, timeout: N) => N>('int poll(uintptr_t, ulong, int)'),
   prctl: bind<(o: N, a: N, b: N, d: N, e: N) => N>('int prctl(int, ulong, ulong, ulong, ulong)'),
   kill: bind<(pid: N, signal: N) => N>('int kill(int, int)'),
@@ -423,6 +424,11 @@ export function* dataRanges(fd: number, size: number): Iterable<[number, number]
     yield [start, stop];
     at = stop;
   }
+}
+
+/** Gives free memory of the C heap back. */
+export function trim(): boolean {
+  return c.malloc_trim(0) === 1;
 }
 
 // --- fcntl locks ----------------------------------------------------------------------------------------------------
