@@ -128,6 +128,7 @@ export async function warmUp(real: Pick<Warmable, 'options' | 'format'>, going: 
   };
   let requests = 0;
   for (const rounds of ROUNDS) {
+    if (!goesOn()) break;
     const { kernel, mount } = await playedMount(real);
     try {
       for (let n = 0; n < rounds && goesOn(); n++) await round(kernel, n, goesOn);
@@ -169,10 +170,14 @@ async function playedMount({
       },
       silent,
     );
-    const kernel = await playKernel(mount.capsule, mount.fileSystem);
-    return { kernel, mount };
+    try {
+      return { mount, kernel: await playKernel(mount.capsule, mount.fileSystem) };
+    } catch (error) {
+      await mount.discard();
+      throw error;
+    }
   } finally {
-    // All files are open by now; a process that is killed leaves nothing.
+    // All files are open by now; from here on a process that is killed leaves nothing.
     rmSync(folder, { recursive: true, force: true });
   }
 }
