@@ -30,6 +30,7 @@ const MOUNT = ['--enable-xattr'];
 /** Points that no run here comes to, and why. */
 const ELSEWHERE: Record<string, string> = {
   'end.served': 'the mount has ended',
+  'warm-up.before': 'throws whenever faults are to be injected',
 };
 
 /** Not in every round: slice numbers are fetched by the hundred. */
