@@ -24,8 +24,8 @@ import { messageOf } from './failure.ts';
 import type { ServiceOptions } from './mount-flags.ts';
 import { rehearse } from './rehearsal.ts';
 
-/** After this long a service has touched what it needs to start. */
-const SETTLED_MS = 5000;
+/** After these times a service has touched what it needs to start, and V8 has once more collected garbage because nothing happens (some 8 s after the last time). */
+const SETTLED_MS = [5000, 20_000];
 /** The log's library is loaded this long after the first line: behind the first answers, and before the start-up's memory is given back. */
 const START_UP_MS = 1000;
 
@@ -123,12 +123,13 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
 
       upkeep.start();
       await startMetrics(options, metrics, launch.mountPoint, format.Name, log);
+      const release = (): void => {
+        releaseCode().catch((error: unknown) =>
+          log.debug(`memory of the start-up was not given back: ${messageOf(error)}`),
+        );
+      };
       const settle = (): void => {
-        setTimeout(() => {
-          releaseCode().catch((error: unknown) =>
-            log.debug(`memory of the start-up was not given back: ${messageOf(error)}`),
-          );
-        }, SETTLED_MS).unref();
+        for (const after of SETTLED_MS) setTimeout(release, after).unref();
       };
       settle();
       const { warmUpWhenQuiet } = await import('./warm-up.ts');
