@@ -46,6 +46,25 @@ export function ownPeriod(seconds: number): number {
   return Math.round(seconds * 1000 * OWN_PACE);
 }
 
+/** Heartbeats in which everybody who was away with us, and lives, has renewed his session. */
+const GRACE = 5;
+
+/**
+ * Whether the sessions of others may be judged by their expiry. Not for a while after this process was away or the wall clock went forward (a suspended machine, a paused
+ * virtual one, a clock that is set): the other mounts of the host were away too, their sessions look expired, and they are about to renew them. To be asked once in each period.
+ */
+export function sessionJudge(periodMs: number): () => boolean {
+  let last = Date.now();
+  let from = 0;
+  return () => {
+    const now = Date.now();
+    if (now < last) from = Math.min(from, now);
+    else if (now - last > 2 * periodMs) from = now + GRACE * periodMs;
+    last = now;
+    return now >= from;
+  };
+}
+
 /** Slots of Op for background work; below are those of `.control` jobs. The hourly jobs' lanes come first, then one for each removed file under way. */
 const FIRST_SLOT = 1 << 16;
 
@@ -110,7 +129,14 @@ export function createUpkeep(parts: UpkeepParts): Upkeep {
   return {
     start() {
       if (parts.noJobs) return;
-      every(parts.heartbeat, () => cleanStaleSessions(context, parts.heartbeat), 'cleaning up sessions');
+      const mayJudge = sessionJudge(parts.heartbeat * 1000);
+      every(
+        parts.heartbeat,
+        async () => {
+          if (mayJudge()) await cleanStaleSessions(context, parts.heartbeat);
+        },
+        'cleaning up sessions',
+      );
       // The duties decide whether an hour is over; asking often means that a mount of minutes does its share too.
       every(Math.max(60, parts.heartbeat), () => hourlyJobs(context), 'a job of the volume');
     },

@@ -250,6 +250,22 @@ describe('the SQLite engine', () => {
     assert.deepEqual(await c.engine.dirStat(ROOT), { length: 0, space: 3 * 4096, inodes: 3 });
   });
 
+  it('goes on with a session that expired while the machine slept and that nobody has cleaned', async () => {
+    const c = await volume(`${dir}/slept.db`);
+    const db = new DatabaseSync(`${dir}/slept.db`);
+    const expire = () => (db.prepare('SELECT expire FROM jfs_session2').get() as { expire: number }).expire;
+    for (const failing of [false, true]) {
+      db.exec('UPDATE jfs_session2 SET expire=1');
+      if (failing) await fails(() => c.create(ROOT, 'a', 2 | 0o200), 'EEXIST');
+      else await c.create(ROOT, 'a');
+      await c.create(ROOT, `b${failing}`);
+      assert.ok(expire() > Date.now() / 1000 + 60);
+    }
+    db.exec('UPDATE jfs_session2 SET expire=1; DELETE FROM jfs_session2');
+    await fails(() => c.create(ROOT, 'c'), 'EIO');
+    db.close();
+  });
+
   it('loses no usage when a group is rolled back', async () => {
     const c = await volume(`${dir}/rollback.db`);
     const { ino: d } = await c.mkdir(ROOT, 'd');

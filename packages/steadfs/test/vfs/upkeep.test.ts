@@ -58,3 +58,46 @@ test('data of removed files is deleted, no two at a time by one op slot', async 
     await v.dispose();
   }
 });
+
+test('sessions of others are not judged by a clock that has just jumped', async t => {
+  const v = await makeVolume();
+  try {
+    const { data, capsule } = v.start({ bufferSize: 32 * MIB });
+    const counters = new Counters(capsule);
+    const cleaned: number[] = [];
+    // The other mount of this host, which was suspended as well: it has an hour less to live than the clock says now.
+    v.engine.staleSessions = async () => (Date.now() > start + 3600_000 ? [77] : []);
+    v.engine.cleanSession = async sid => void cleaned.push(sid);
+    const start = Date.now();
+    t.mock.timers.enable({ apis: ['Date', 'setInterval'], now: start });
+    const upkeep = createUpkeep({
+      engine: v.engine,
+      data,
+      log: startLog({ level: 'fatal' }),
+      format: () => v.format,
+      jobOp: slot => counters.jobOp(slot),
+      heartbeat: 12,
+      noJobs: false,
+      deleteObjects: true,
+    });
+    upkeep.start();
+    const rounds = async (n: number) => {
+      for (let i = 0; i < n; i++) {
+        t.mock.timers.tick(12_000);
+        for (let turn = 0; turn < 20; turn++) await new Promise(resolve => setImmediate(resolve));
+      }
+    };
+    await rounds(2);
+    t.mock.timers.setTime(start + 2 * 3600_000);
+    await rounds(4);
+    assert.equal(cleaned.length, 0, 'it has had no time to renew its session');
+    await rounds(6);
+    assert.ok(cleaned.includes(77), 'it is gone for good');
+    await upkeep.stop();
+    t.mock.timers.reset();
+    await data.shutdown();
+  } finally {
+    t.mock.timers.reset();
+    await v.dispose();
+  }
+});

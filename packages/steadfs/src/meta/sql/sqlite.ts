@@ -105,7 +105,6 @@ function toErrno(e: unknown): Errno {
   }
 }
 
-const EXPIRED = 'it has expired';
 const SETTING = "SELECT value FROM $setting WHERE name='format'";
 
 export class SqliteEngine {
@@ -702,8 +701,8 @@ export class SqliteEngine {
     return record;
   }
 
-  /** Throws EIO when the session is gone, taken over or expired. */
-  #checkSession(expiry = true): void {
+  /** Under the write lock. Throws EIO when the session is gone or taken over. One that expired while the machine slept goes on: nobody has cleaned it. */
+  #checkSession(): void {
     if (this.#lost === undefined && !this.#sessionChecked) {
       const sql = 'SELECT s.incarnation,s.epoch,j.expire FROM @session s JOIN $session2 j ON j.sid=s.sid WHERE s.sid=?';
       const row = this.#st.one(sql, this.volume.sid);
@@ -713,7 +712,11 @@ export class SqliteEngine {
       else this.#expire = row[2] as number;
       this.#sessionChecked = this.#lost === undefined;
     }
-    if (expiry && this.#lost === undefined && this.#tx.now.sec > this.#expire) this.#lose(EXPIRED);
+    if (this.#lost === undefined && this.#tx.now.sec > this.#expire) {
+      this.#expire = this.#tx.now.sec + EXPIRE_AHEAD;
+      this.#st.run('UPDATE $session2 SET expire=? WHERE sid=?', this.#expire, this.volume.sid);
+      this.#dirty = true;
+    }
     if (this.#lost !== undefined) throw EIO.because(`session ${this.volume.sid} lost: ${this.#lost}`);
   }
 
@@ -1032,10 +1035,8 @@ export class SqliteEngine {
     if (this.volume.sid !== 0 && !this.options.readOnly) {
       const expire = unixNow() + EXPIRE_AHEAD;
       const alive = await this.transact(function* (tx): Body<boolean> {
-        if (self.#lost === EXPIRED) self.#lost = undefined;
         self.#sessionChecked = false;
-        // Expired while the machine slept, but nobody has cleaned it: it goes on.
-        self.#checkSession(false);
+        self.#checkSession();
         (tx as SqliteTx).writes++;
         return self.#st.run('UPDATE $session2 SET expire=? WHERE sid=?', expire, self.volume.sid) > 0;
       });
