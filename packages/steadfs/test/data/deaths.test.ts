@@ -106,7 +106,7 @@ async function death(seed: number, instant: number): Promise<number> {
 describe('kill -9 at every instant of the data path', () => {
   const seed = Number(process.env.SEED ?? randomInt(2 ** 31));
   const wanted = Number(process.env.DEATHS ?? 8);
-  it(`${wanted} deaths (seed ${seed}; more with DEATHS=)`, { timeout: wanted * 10_000 + 20_000 }, async t => {
+  it(`${wanted} deaths (seed ${seed}; more with DEATHS=)`, { timeout: wanted * 30_000 + 60_000 }, async t => {
     const total = await death(seed, 0);
     t.diagnostic(`${total} instants`);
     const random = seeded(seed);
