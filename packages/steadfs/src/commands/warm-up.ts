@@ -14,7 +14,7 @@
  * with the two flags 13.2, 12.7, 11.6. Neither compiling everything at once (--always-sparkplug), nor feedback from the first call on, nor a larger young generation made a
  * difference of 3 %. bench/RESULTS.md has what programs see.
  *
- * What it costs: 0.3 s of CPU once, and 4 MiB of memory that stays. Real requests are served between any two played ones, and some of them end the warm-up: they are the better one. It
+ * What it costs: 0.4 s of CPU once, and 5 MiB of memory that stays. Real requests are served between any two played ones, and some of them end the warm-up: they are the better one. It
  * begins only when nothing was asked for half a second and half a processor was idle, and never where so many mounts are that memory counts more (MANY_MOUNTS). When it is over and nobody
  * asks, garbage is collected (20 ms).
  */
