@@ -576,6 +576,8 @@ async function adoptAndServe<Warm>(
   // A terminal that closes is no reason to end; a command that does not find the control socket asks for it.
   let listenAgain = (): void => {};
   process.on('SIGHUP', () => listenAgain());
+  // Node would open a debugger that every local user can reach; this signal is sent by who rotates logs.
+  process.on('SIGUSR1', () => {});
 
   // --- Prepare
   const capsuleFds = { capsule: FD_CAPSULE, arena: FD_ARENA };

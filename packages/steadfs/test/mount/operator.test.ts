@@ -176,13 +176,20 @@ test('SIGTERM never takes down the mount that covers ours', { skip, timeout: 170
   await until('the end of the lower one', () => mountOf(path) === undefined);
 });
 
-test('the control socket is made again when its folder was removed', { skip, timeout: 170_000 }, async () => {
+test('the control socket is made again when its folder was removed; no signal opens a debugger', {
+  skip,
+  timeout: 170_000,
+}, async () => {
   const path = await mounted('socket');
   const device = `0-${mountOf(path)!.minor}`;
   const directory = join('/run/steadfs', device);
   assert.deepEqual(readdirSync(directory), ['control'], basename(directory));
   rmSync(directory, { recursive: true });
-  process.kill((await stateOf(path)).service!.pid, 'SIGHUP');
+  const { pid } = (await stateOf(path)).service!;
+  process.kill(pid, 'SIGUSR1');
+  process.kill(pid, 'SIGHUP');
   await until('the socket', () => existsSync(join(directory, 'control')));
+  assert.equal((await stateOf(path)).service!.pid, pid);
   await ok(['umount', path]);
+  assert.doesNotMatch(readFileSync(join(folder, 'steadfs.log'), 'utf8'), /Debugger/);
 });
