@@ -84,6 +84,8 @@ async function connect(url: string, format: boolean): Promise<Client> {
     mountTime: '2026-11-21T00:00:00Z',
     processId: 1,
   });
+  // A session expires.
+  setInterval(() => void engine.heartbeat(), 60_000).unref();
   return new Client(engine);
 }
 
