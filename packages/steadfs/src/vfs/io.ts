@@ -547,13 +547,15 @@ export function ioMethods(core: Core): IoMethods {
       if (outOffset + wanted > MAX_LENGTH) throw EFBIG;
       if (from === to && offset < outOffset + wanted && outOffset < offset + wanted) throw EINVAL;
       const copy = (op: Op) => engine.copyFileRange(op, core.cred(ctx), from.ino, offset, to.ino, outOffset, wanted);
-      // Always the smaller inode first: two copies in opposite directions must not wait for each other.
+      // To its end: data behind the range says how long the source is. Always the smaller inode first: two copies in opposite directions must
+      // not wait for each other.
+      const end = MAX_LENGTH - offset;
       const r =
         from === to
           ? await frozen(ctx, to.ino, 0, MAX_LENGTH, copy)
           : from.ino < to.ino
-            ? await frozen(ctx, from.ino, offset, wanted, () => frozen(ctx, to.ino, 0, MAX_LENGTH, copy))
-            : await frozen(ctx, to.ino, 0, MAX_LENGTH, () => frozen(ctx, from.ino, offset, wanted, copy));
+            ? await frozen(ctx, from.ino, offset, end, () => frozen(ctx, to.ino, 0, MAX_LENGTH, copy))
+            : await frozen(ctx, to.ino, 0, MAX_LENGTH, () => frozen(ctx, from.ino, offset, end, copy));
       resized(to.ino, await core.current(ctx, to.ino, r.attr), outOffset, r.copied);
       return r.copied;
     },

@@ -171,6 +171,14 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
     assert.ok(b.subarray(1000, 3000).every(x => x === 0) && b[999] === 1 && b[3000] === 1);
     const to = ok(c.open(`${dir}/copy`, O.CREAT | O.RDWR), 'copy');
     assert.equal(c.copyFileRange(fd, 500, to, 100, 5000), 5000);
+    // A hole before data that is not committed yet.
+    const sparse = ok(c.open(`${dir}/sparse`, O.CREAT | O.RDWR), 'sparse');
+    ok(c.pwrite(sparse, b, 100, 0), 'its begin');
+    ok(c.fsync(sparse), 'fsync');
+    ok(c.pwrite(sparse, b, 100, 2 ** 26), 'its end');
+    assert.equal(c.copyFileRange(sparse, 50, to, 0, 1 << 20), 1 << 20);
+    ok(c.ftruncate(to, 5100), 'as it was');
+    assert.equal(c.copyFileRange(fd, 500, to, 100, 5000), 5000);
     const d = Buffer.alloc(5000);
     assert.equal(c.pread(to, d, 5000, 100), 5000);
     assert.ok(d.equals(b.subarray(500, 5500)));
