@@ -12,7 +12,7 @@ import { createFollowingStore, type FollowingStore } from '../object/following.t
 import type { Log } from '../observe/log.ts';
 import { meteredStore } from '../observe/metered-store.ts';
 import { addProcessGauges, Metrics } from '../observe/metrics.ts';
-import { createTroubles, type Trouble, type Troubles } from '../observe/troubles.ts';
+import { createTroubles, type Since, type Trouble, type Troubles } from '../observe/troubles.ts';
 import { CLIENT_VERSION } from '../version.ts';
 import { Counters } from '../vfs/counters.ts';
 import { type OwnSession, openSession } from '../vfs/session.ts';
@@ -121,6 +121,7 @@ export async function prepare(
   options: ServiceOptions,
   log: Log,
   { mountPoint, created }: Pick<Launch, 'mountPoint' | 'created'>,
+  before: readonly Since[] = [],
 ): Promise<Warm> {
   const events: EngineEvents = {
     sessionLost: reason => log.error(reason),
@@ -130,7 +131,7 @@ export async function prepare(
     trouble: message => troubles.set('database', message && withoutSecrets(message, options.metaUrl)),
   };
   const show: Warm['show'] = { troubles() {} };
-  const troubles = createTroubles(log, list => show.troubles(list));
+  const troubles = createTroubles(log, list => show.troubles(list), before);
   const { mount } = options;
   let engine: MetaEngine;
   try {

@@ -17,6 +17,7 @@ import type { Format } from '../format/volume.ts';
 import { type LogHandle, startLog } from '../observe/log.ts';
 import type { Metrics } from '../observe/metrics.ts';
 import { releaseCode } from '../observe/resident.ts';
+import { decodeTroubles, keepTroubles, SAME_MS, TROUBLES_BLOB, TROUBLES_BYTES } from '../observe/troubles.ts';
 import { CLIENT_VERSION, VERSION } from '../version.ts';
 import { VFS_SECTIONS } from '../vfs/vfs.ts';
 import { assemble, prepare, type Warm } from './assembly.ts';
@@ -42,7 +43,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
     version: VERSION,
     sections: [...VFS_SECTIONS, ...DATA_SECTIONS],
     log: (level, message) => log[level](message),
-    async prepare({ launch, why }) {
+    async prepare({ launch, why, peek }) {
       const options = launch.options as ServiceOptions;
       Object.assign(process.env, options.environment);
       endWhenHung(options.hangLimit ?? 0);
@@ -51,7 +52,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       process.on('SIGHUP', () => log.reopen());
       if (why === 'upgrade')
         await rehearse().catch((error: unknown) => log.debug(`nothing was rehearsed: ${messageOf(error)}`));
-      return prepare(options, log, launch);
+      return prepare(options, log, launch, decodeTroubles(peek(TROUBLES_BLOB)));
     },
     async serve(start, warm) {
       const { capsule, launch } = start;
@@ -65,11 +66,14 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         );
       };
       const limit = options.waitTimeoutMs || undefined;
+      const kept = capsule.blob(TROUBLES_BLOB, TROUBLES_BYTES);
       warm.show.troubles = list => {
         start.troubled(list);
+        if (list.length > 0 || performance.now() > SAME_MS) keepTroubles(kept, list);
         session?.limit(list.length > 0 ? limit : undefined);
       };
       warm.show.troubles(warm.troubles.list);
+      setTimeout(() => keepTroubles(kept, warm.troubles.list), SAME_MS + 1).unref();
       events.volumeLost = leave;
       events.sessionLost = reason => {
         log.error(`the session is lost: ${reason}. What is written now fails`);

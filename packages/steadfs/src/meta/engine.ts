@@ -9,6 +9,8 @@
  *   result is returned; stored seq > op.seq → EIO (a late twin). Failed checks store nothing. The same transaction checks that
  *   the session's row is there with our incarnation and epoch and has not expired, else it throws EIO 'session lost' and calls
  *   `events.sessionLost`.
+ * - A mutation whose Op is `over` (its caller has been answered) is left undone, with EINTR, where that is still possible. In any case its promise settles only when it has been
+ *   carried out, or never can be.
  * - A mutation's promise settles after the commit. Reads that see uncommitted data settle after that commit too.
  * - Names are bytes. Lookups of "." and ".." do not get here. Special names (.trash, control files) are the vfs's; an engine only knows
  *   that the node TRASH and its folders exist.

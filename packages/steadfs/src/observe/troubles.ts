@@ -1,4 +1,5 @@
 /** What keeps a mount's operations waiting, and since when: for `status` and the log. */
+import type { Blob } from '@steadfs/fuse/capsule-types';
 import type { Log } from './log.ts';
 
 export interface Trouble {
@@ -7,6 +8,20 @@ export interface Trouble {
   /** Milliseconds since 1970. */
   since: number;
   message: string;
+}
+
+/** What of a trouble outlives the process: JSON in a blob of the capsule, written when the list changes. */
+export type Since = Pick<Trouble, 'what' | 'since'>;
+export const TROUBLES_BLOB = 'vfs.troubles';
+export const TROUBLES_BYTES = 1024;
+
+export function keepTroubles(blob: Blob, list: readonly Trouble[]): void {
+  const text = JSON.stringify(list.map(({ what, since }): Since => ({ what, since })));
+  if (text !== Buffer.from(blob.get() ?? '[]').toString()) blob.set(Buffer.from(text));
+}
+
+export function decodeTroubles(bytes: Uint8Array | undefined): Since[] {
+  return bytes === undefined ? [] : (JSON.parse(Buffer.from(bytes).toString()) as Since[]);
 }
 
 export interface Troubles {
@@ -20,8 +35,17 @@ const WORTH_MS = 1000;
 
 const subject = (what: string): string => (what === 'database' ? 'operations on the database' : what);
 
-/** `shown` is called when the list changes, with message changes at most once a second. */
-export function createTroubles(log: Log, shown: (list: readonly Trouble[]) => void): Troubles {
+/** A trouble of the process before that comes up again in the first so many ms is the same one. */
+export const SAME_MS = 60_000;
+
+/**
+ * `shown` is called when the list changes, with message changes at most once a second; `before`: what the process before this one has shown last.
+ */
+export function createTroubles(
+  log: Log,
+  shown: (list: readonly Trouble[]) => void,
+  before: readonly Since[],
+): Troubles {
   const entries = new Map<string, Trouble & { logged: boolean; told: number }>();
   const list = (): Trouble[] => [...entries.values()].map(({ what, since, message }) => ({ what, since, message }));
   return {
@@ -45,7 +69,8 @@ export function createTroubles(log: Log, shown: (list: readonly Trouble[]) => vo
         shown(list());
         return;
       }
-      entries.set(what, { what, since: now, message, logged: false, told: now });
+      const known = performance.now() < SAME_MS ? before.find(t => t.what === what) : undefined;
+      entries.set(what, { what, since: known?.since ?? now, message, logged: false, told: now });
       shown(list());
       const mine = entries.get(what)!;
       setTimeout(() => {

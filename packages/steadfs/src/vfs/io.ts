@@ -323,11 +323,9 @@ export function ioMethods(core: Core): IoMethods {
     if (inode.stale) throw ESTALE;
     const nothing = !inode.dirty && data.pending(inode.ino) === undefined;
     if (!writes(handle.flags) || nothing || inode.removed === 'sustained')
-      return core.locks.flush(ctx.op, inode.ino, lockOwner);
+      return core.locks.flush(ctx, inode.ino, lockOwner);
     // Locks go whatever becomes of the data, but not before it: who gets the lock next must see it.
-    return flushData(ctx, inode).finally(async () => {
-      if (core.locks.mayHold(inode.ino, lockOwner)) await core.locks.flush(await ctx.unpark(), inode.ino, lockOwner);
-    });
+    return flushData(ctx, inode).finally(() => core.locks.flush(ctx, inode.ino, lockOwner));
   }
 
   function closeFile(ctx: Context, handle: Handle, inode: OpenInode): MaybePromise<void> {

@@ -10,13 +10,17 @@
  *
  * Owners (spec/volume.md §8): fcntl locks have the kernel's lock owner, flock locks that number XOR fh. The kernel does not tell fcntl owners from
  * OFD owners: a FLUSH drops what its owner (a process) holds, and what is left at the RELEASE of the handle was an open file description's.
+ *
+ * A request may be answered in the place of its call: its caller was killed, or the time for it is up (Op.over). What such a call does in the end is known to nobody, so later
+ * calls of the same owner, and the closing of the handle, wait until it has settled; a lock that it was granted is given back, unless the owner held something before.
+ * What a close(2) unlocks is unlocked even when nobody waits for the answer.
  */
 import { readFile } from 'node:fs/promises';
 import type { Capsule, Context, LockIn, LockOut, Records } from '@steadfs/fuse';
 import { EAGAIN, EDEADLK, EINTR, EIO, ENOLCK } from '@steadfs/fuse/errno';
 import type { Ino } from '../format/ino.ts';
 import { LOCK_EOF, LockType } from '../format/locks.ts';
-import type { MetaEngine, Op, PosixLock } from '../meta/engine.ts';
+import { type MetaEngine, type Op, OpKind, type PosixLock } from '../meta/engine.ts';
 import { step } from './counters.ts';
 
 const POSIX = 1;
@@ -26,6 +30,8 @@ const SIZE = 32;
 const SECTION = { name: 'vfs.lockowners', version: 1, recordSize: SIZE, capacity: 1 << 18 };
 /** Step 1 of a RELEASE tells the engine of the last close (io.ts). */
 const FIRST_STEP = 2;
+/** Slots of Op for unlocking that no request stands for; above them are the compactor's, below those of upkeep.ts. */
+const FIRST_SLOT = 1 << 18;
 
 interface Owner {
   readonly record: number;
@@ -55,6 +61,17 @@ interface Waiter {
   readonly pid: number;
 }
 
+/** A lock call under way. */
+interface Asking {
+  readonly ctx: Context;
+  readonly ino: Ino;
+  readonly owner: bigint;
+  readonly fh: number;
+  /** All that the owner will hold on the inode is what this call is granted. */
+  alone: boolean;
+  settled: Promise<unknown>;
+}
+
 const WHOLE: PosixLock = { type: LockType.unlock, start: 0n, end: LOCK_EOF, pid: 0 };
 /** How long to wait before looking again when a lock may be held by another client, ms: first and at most. */
 const POLL_FIRST = 5;
@@ -70,16 +87,20 @@ export class Locks {
   readonly #waiting = new Set<Waiter>();
   /** The search for a deadlock that was asked for last. */
   #searching: Promise<unknown> = Promise.resolve();
-  /** Lock calls under way by inode and owner: what they note must not be removed beside them. */
-  readonly #asking = new Map<string, number>();
+  /** What they note must not be removed beside them. */
+  readonly #asking = new Set<Asking>();
+  readonly #nextSeq: () => number;
+  /** Slots of our own that are in use. */
+  readonly #slots = new Set<number>();
   /** Handles with lost locks. */
   readonly #lost = new Set<number>();
 
-  constructor(engine: MetaEngine, capsule: Capsule, inoOf: (fh: number) => Ino | undefined) {
+  constructor(engine: MetaEngine, capsule: Capsule, inoOf: (fh: number) => Ino | undefined, nextSeq: () => number) {
     this.#engine = engine;
     const r = capsule.records(SECTION);
     this.#records = r;
     this.#inoOf = inoOf;
+    this.#nextSeq = nextSeq;
   }
 
   /**
@@ -120,9 +141,14 @@ export class Locks {
     else list.push(owner);
   }
 
-  /** Notes that the owner may hold locks. Throws ENOLCK when there is no room. */
-  #note(ino: Ino, kind: number, fh: number, owner: bigint): void {
-    for (const o of this.#of(ino) ?? []) if (o.kind === kind && o.fh === fh && o.owner === owner && !o.lost) return;
+  /** Notes that the owner may hold locks. False: that is known. Throws ENOLCK when there is no room. */
+  #note(ino: Ino, kind: number, fh: number, owner: bigint): boolean {
+    let known = false;
+    for (const o of this.#of(ino) ?? [])
+      if (o.kind === kind && o.owner === owner && !o.lost) {
+        if (o.fh === fh) return false;
+        known = true;
+      }
     const r = this.#records;
     const record = r.alloc();
     if (record === undefined) throw ENOLCK;
@@ -131,6 +157,7 @@ export class Locks {
     r.view.setBigUint64(at + 16, owner, true);
     r.setState(record, kind);
     this.#add(ino, { record, kind, fh, owner, lost: false });
+    return !known;
   }
 
   #remove(ino: Ino, gone: (o: Owner) => boolean): void {
@@ -166,16 +193,61 @@ export class Locks {
   /** SETLK, SETLKW, flock(2), and their unlocks. */
   async setlk(ctx: Context, ino: Ino, lock: LockIn, wait: boolean): Promise<void> {
     const owner = lock.flock ? flockOwner(lock.owner, lock.fh) : lock.owner;
+    await this.#givenUp(a => a.ino === ino && a.owner === owner);
     if (lock.type === LockType.unlock) return this.#unlock(ctx, ino, owner, lock);
     this.check(lock.fh);
-    const key = `${ino}.${owner}`;
-    this.#asking.set(key, (this.#asking.get(key) ?? 0) + 1);
+    const asking: Asking = { ctx, ino, owner, fh: lock.fh, alone: true, settled: Promise.resolve() };
+    for (const a of this.#asking)
+      if (a.ino === ino && a.owner === owner) {
+        a.alone = false;
+        asking.alone = false;
+      }
+    this.#asking.add(asking);
+    const locked = this.#ask(asking, lock, wait);
+    asking.settled = locked.catch(() => undefined);
     try {
-      await this.#lock(ctx, ino, owner, lock, wait);
+      await locked;
     } finally {
-      const others = this.#asking.get(key)! - 1;
-      if (others > 0) this.#asking.set(key, others);
-      else this.#asking.delete(key);
+      this.#asking.delete(asking);
+    }
+  }
+
+  /** The lock, which is given back when nobody has waited for it to the end. */
+  async #ask(asking: Asking, lock: LockIn, wait: boolean): Promise<void> {
+    const { ctx, ino, owner } = asking;
+    let error: unknown;
+    try {
+      await this.#lock(asking, lock, wait);
+    } catch (e) {
+      error = e;
+    }
+    // EINTR and EAGAIN say that it was not granted; any other error leaves it open.
+    if (ctx.op.over && asking.alone && error !== EINTR && error !== EAGAIN) {
+      await this.#byItself(op =>
+        lock.flock
+          ? this.#engine.flock(op, ino, owner, 'U')
+          : this.#engine.setlk(op, ino, owner, { ...lockOf(lock), type: LockType.unlock }),
+      );
+    }
+    if (error !== undefined) throw error;
+  }
+
+  /** Settles when those that nobody waits for any more have come to their ends; undefined when there are none. */
+  #givenUp(which: (a: Asking) => boolean): Promise<unknown> | undefined {
+    if (this.#asking.size === 0) return undefined;
+    const them = [...this.#asking].filter(a => a.ctx.op.over === true && which(a));
+    return them.length > 0 ? Promise.all(them.map(a => a.settled)) : undefined;
+  }
+
+  /** Work that stands for no request, or for one that was answered. */
+  async #byItself(work: (op: Op) => Promise<void> | void): Promise<void> {
+    let slot = FIRST_SLOT;
+    while (this.#slots.has(slot)) slot++;
+    this.#slots.add(slot);
+    try {
+      await work({ kind: OpKind.job, slot, seq: this.#nextSeq() });
+    } finally {
+      this.#slots.delete(slot);
     }
   }
 
@@ -183,13 +255,19 @@ export class Locks {
     const kind = lock.flock ? FLOCK : POSIX;
     const whole = lock.flock || (lock.start === 0n && lock.end === LOCK_EOF);
     await this.#try(ctx.op, ino, owner, lock);
-    const idle = whole && !this.#asking.has(`${ino}.${owner}`);
+    const idle = whole && !this.#asked(ino, owner);
     this.#remove(ino, o => o.kind === kind && o.owner === owner && (idle || o.lost));
   }
 
-  async #lock(ctx: Context, ino: Ino, owner: bigint, lock: LockIn, wait: boolean): Promise<void> {
+  #asked(ino: Ino, owner: bigint): boolean {
+    for (const a of this.#asking) if (a.ino === ino && a.owner === owner) return true;
+    return false;
+  }
+
+  async #lock(asking: Asking, lock: LockIn, wait: boolean): Promise<void> {
+    const { ctx, ino, owner } = asking;
     const held = lock.flock && this.#holds(ino, FLOCK, owner);
-    this.#note(ino, lock.flock ? FLOCK : POSIX, lock.fh, owner);
+    if (!this.#note(ino, lock.flock ? FLOCK : POSIX, lock.fh, owner)) asking.alone = false;
     if (await this.#try(ctx.op, ino, owner, lock)) return;
     // As Linux does: a flock lock that is to become another one is given up first.
     if (held) await this.#engine.flock(step(ctx.op, 1), ino, owner, 'U');
@@ -255,27 +333,33 @@ export class Locks {
     return true;
   }
 
-  /** Whether close(2) by the owner has something to unlock. */
-  mayHold(ino: Ino, owner: bigint): boolean {
-    return this.#holds(ino, POSIX, owner);
+  /** close(2) of a descriptor: the process loses its fcntl locks on the file. Answers at once when it has none. */
+  flush(ctx: Context, ino: Ino, owner: bigint): Promise<void> | undefined {
+    return this.#holds(ino, POSIX, owner) ? this.#flush(ctx, ino, owner) : undefined;
   }
 
-  /** close(2) of a descriptor: the process loses its fcntl locks on the file. Answers at once when it has none. */
-  flush(op: Op, ino: Ino, owner: bigint): Promise<void> | undefined {
-    if (!this.#holds(ino, POSIX, owner)) return undefined;
-    return this.#engine.setlk(op, ino, owner, WHOLE).then(() => {
-      this.#remove(ino, o => o.kind === POSIX && o.owner === owner);
-    });
+  async #flush(ctx: Context, ino: Ino, owner: bigint): Promise<void> {
+    await this.#givenUp(a => a.ino === ino && a.owner === owner);
+    const unlock = (op: Op) => this.#engine.setlk(op, ino, owner, WHOLE);
+    try {
+      await unlock(await ctx.unpark());
+    } catch (error) {
+      // The process was killed, and has its answer.
+      if (!ctx.op.over) throw error;
+      await this.#byItself(unlock);
+    }
+    const asked = this.#asked(ino, owner);
+    this.#remove(ino, o => o.kind === POSIX && o.owner === owner && (!asked || o.lost));
   }
 
   /** The last descriptor of the handle is closed: its flock and OFD locks go. */
   release(op: Op, ino: Ino, fh: number): Promise<void> | undefined {
-    const list = this.#of(ino)?.filter(o => o.fh === fh);
-    if (list === undefined || list.length === 0) return undefined;
-    return this.#release(op, ino, fh, list);
+    return this.#of(ino)?.some(o => o.fh === fh) ? this.#release(op, ino, fh) : undefined;
   }
 
-  async #release(op: Op, ino: Ino, fh: number, list: Owner[]): Promise<void> {
+  async #release(op: Op, ino: Ino, fh: number): Promise<void> {
+    await this.#givenUp(a => a.ino === ino && a.fh === fh);
+    const list = this.#of(ino)?.filter(o => o.fh === fh) ?? [];
     // All at once: who asks for the lock right after close(2) must not come in between.
     await Promise.all(
       list.map((o, i) => {

@@ -8,6 +8,7 @@
  *     vfs.lockowners   who may hold locks through which handle (locks.ts)
  *     vfs.jobs         work of `.control` that is under way (control.ts)
  *     vfs.session      the session in the database (session.ts)
+ *     vfs.troubles     what keeps requests waiting, and since when (observe/troubles.ts)
  */
 import type { Capsule, Connection, FileSystem, Notifier } from '@steadfs/fuse';
 import { ENOENT, ENOTDIR } from '@steadfs/fuse/errno';
@@ -46,6 +47,7 @@ export const VFS_SECTIONS: readonly { name: string; version: number }[] = [
   { name: 'vfs.lockowners', version: 1 },
   { name: 'vfs.jobs', version: 1 },
   { name: 'vfs.session', version: 1 },
+  { name: 'vfs.troubles', version: 1 },
 ];
 
 export interface VfsParts {
@@ -119,7 +121,12 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
     handles,
     inodes,
     items,
-    locks: new Locks(engine, capsule, fh => handles.inoOf(fh)),
+    locks: new Locks(
+      engine,
+      capsule,
+      fh => handles.inoOf(fh),
+      () => counters.nextSeq(),
+    ),
     counters,
     internals: internals(parts.options, root),
     accessLog,

@@ -139,11 +139,16 @@ interface Usage {
   descriptors: Partial<Record<Role, number>>;
 }
 
-/** Open descriptors without those of objects, of which the file store keeps up to 256 for a moment. */
+/** Open descriptors without those of objects, of which the file store keeps up to 256 for a moment, and without TCP connections: pools have as many as there is work. */
 function descriptorsOf(pid: number): number {
+  const tcp = new Set<string>();
+  for (const table of ['tcp', 'tcp6'])
+    for (const line of readFileSync(`/proc/${pid}/net/${table}`, 'latin1').split('\n'))
+      tcp.add(`socket:[${line.trim().split(/\s+/)[9]}]`);
   return readdirSync(`/proc/${pid}/fd`).filter(fd => {
     try {
-      return !readlinkSync(`/proc/${pid}/fd/${fd}`).includes('/chunks/');
+      const target = readlinkSync(`/proc/${pid}/fd/${fd}`);
+      return !target.includes('/chunks/') && !tcp.has(target);
     } catch {
       return false; // closed meanwhile
     }

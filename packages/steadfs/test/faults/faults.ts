@@ -176,11 +176,12 @@ export function faultsOf(meta: MetaKind, store: StoreKind): Record<string, Fault
   };
 }
 
-const REFUSED =
+/** What an upgrade may say that is refused because something is away; the mount then goes on as it was. */
+export const REFUSED =
   /goes on as it was|cannot be opened|cannot load|cannot be used|not yet accepting|could not|not answer|no connection|ECONN|terminat|read[- ]only|time|lost|closed|READONLY|NOREPLICAS/i;
 
 /** Runs a command without standing still; the exit code is null when it took more than a minute. */
-async function run([program, ...args]: string[]): Promise<{ status: number | null; text: string }> {
+export async function run([program, ...args]: string[]): Promise<{ status: number | null; text: string }> {
   const child = spawn(program!, args, {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...process.env, STEADFS_NODE: process.env.STEADFS_NODE ?? process.execPath },
@@ -212,6 +213,32 @@ export interface FaultOptions {
   log?: (line: string) => void;
 }
 
+export const MOUNT_FLAGS = ['--buffer-size', `${BUFFER_MIB}M`, '--put-timeout', '10s', '--get-timeout', '10s'];
+
+/** Watches the resident memory of the services of a mount (once it is there), MiB. */
+export function watchMemory(dir: () => string | undefined): { peak(): number; stop(): void } {
+  let peak = 0;
+  const timer = setInterval(() => {
+    const mount = dir();
+    const service = mount === undefined ? undefined : roles(mount).service;
+    if (service === undefined) return;
+    try {
+      const kib = Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${service}/status`, 'latin1'))?.[1] ?? 0);
+      peak = Math.max(peak, Math.round(kib / 1024));
+    } catch {
+      // killed a moment ago
+    }
+  }, 250);
+  return { peak: () => peak, stop: () => clearInterval(timer) };
+}
+
+/** A peak over the ceiling is a fault. */
+export function withMemory(report: Report, peak: number, happened: Record<string, number>): FaultReport {
+  const over = `resident memory reached ${peak} MiB with a buffer of ${BUFFER_MIB}`;
+  const faults = peak > BUFFER_MIB + CONSTANT_MIB ? [...report.faults, over] : report.faults;
+  return { ...report, faults, peak, happened };
+}
+
 export interface FaultReport extends Report {
   /** MiB: the greatest resident memory of a service. */
   peak: number;
@@ -224,18 +251,8 @@ export async function faultRun(options: FaultOptions): Promise<FaultReport | Mis
   const all = faultsOf(options.meta, options.store);
   const names = options.only ?? Object.keys(all);
   const happened: Record<string, number> = {};
-  let peak = 0;
   let volume: Volume | undefined;
-  const watch = setInterval(() => {
-    const { service } = volume ? roles(volume.dir) : { service: undefined };
-    if (service === undefined) return;
-    try {
-      const kib = Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${service}/status`, 'latin1'))?.[1] ?? 0);
-      peak = Math.max(peak, Math.round(kib / 1024));
-    } catch {
-      // killed a moment ago
-    }
-  }, 250);
+  const memory = watchMemory(() => volume?.dir);
   try {
     const report = await stormOnVolume({
       seed: options.seed,
@@ -244,15 +261,7 @@ export async function faultRun(options: FaultOptions): Promise<FaultReport | Mis
       seconds: 0,
       ...(options.programs ? { programs: options.programs } : {}),
       ...(options.log ? { log: options.log } : {}),
-      mount: [
-        '--buffer-size',
-        `${BUFFER_MIB}M`,
-        '--put-timeout',
-        '10s',
-        '--get-timeout',
-        '10s',
-        ...(options.mount ?? []),
-      ],
+      mount: [...MOUNT_FLAGS, ...(options.mount ?? [])],
       network,
       mounted: v => {
         volume = v;
@@ -283,12 +292,9 @@ export async function faultRun(options: FaultOptions): Promise<FaultReport | Mis
         return wrong;
       },
     });
-    const full: FaultReport = { ...report, peak, happened };
-    if (peak > BUFFER_MIB + CONSTANT_MIB)
-      full.faults.push(`resident memory reached ${peak} MiB with a buffer of ${BUFFER_MIB}`);
-    return full;
+    return withMemory(report, memory.peak(), happened);
   } finally {
-    clearInterval(watch);
+    memory.stop();
     await network.close();
   }
 }
@@ -300,7 +306,7 @@ export function describeFaults(report: FaultReport): string {
 
 /** `steadfs status` of a mount, as an object. */
 export function statusOf(dir: string): {
-  mount: { waiting?: number; troubles?: { what: string; since: string; message: string }[] };
+  mount: { state: string; waiting?: number; troubles?: { what: string; since: string; message: string }[] };
 } {
   const r = runClient('steadfs', ['status', dir]);
   if (r.status !== 0) throw new Error(`status: ${r.stderr}`);

@@ -2,7 +2,7 @@
  * What every part of the engine stands on: the connection, what is known of the volume and the session, scripts as they are called, and what their answers mean for
  * the cache.
  */
-import { EIO, EROFS, type Errno, errnoOf } from '@steadfs/fuse/errno';
+import { EINTR, EIO, EROFS, type Errno, errnoOf } from '@steadfs/fuse/errno';
 import type { AclRule } from '../../format/acl.ts';
 import { type Attr, FileType } from '../../format/attr.ts';
 import { type Ino, inoFromBigint, inoToString } from '../../format/ino.ts';
@@ -20,7 +20,7 @@ import {
 } from '../engine.ts';
 import { Cache } from './cache.ts';
 import { asBuffer, asList, errnoFor, readEntry, readRemoved } from './forms.ts';
-import { Link, type Lost } from './link.ts';
+import { GivenUp, Link, type Lost } from './link.ts';
 import { type Arg, type Reply, ReplyError } from './resp.ts';
 import { packContext, type Script, type Scripts, scripts } from './script.ts';
 import { checkServer } from './server-check.ts';
@@ -272,12 +272,20 @@ export async function createCore(url: RedisUrl, options: EngineOptions) {
         [context, field, sid, f.ChangeLog ? ++state.txn : 0, ...call.args],
         again,
         r => {
+          if (r instanceof GivenUp && op !== undefined) {
+            // What was sent may be on its way yet: a record without effect keeps it from having one.
+            if (r.sent && record)
+              mutate(S.nothing, { ...op, over: false }, { args: [], keys: [] }, take).then(resolve, reject);
+            else reject(EINTR);
+            return;
+          }
           if (r instanceof Error) return reject(errnoFor(r, 'mutation'));
           try {
             const b = asBuffer(r);
             switch (b[0]) {
               case 0x4b: {
                 // K
+                if (s === S.nothing) return reject(EINTR);
                 const end = 5 + b.readUInt32BE(1);
                 resolve(take(b.subarray(5, end), true, b.subarray(end)));
                 return;

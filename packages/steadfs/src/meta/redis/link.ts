@@ -13,6 +13,17 @@ import type { Address, RedisUrl } from './url.ts';
 /** The connection was lost with the request under way: nobody knows whether it was carried out. */
 export class Lost extends Error {}
 
+/** The operation was over before the request could be sent (again). */
+export class GivenUp extends Lost {
+  /** It had been sent on a connection that is lost: nobody knows whether it was carried out, or will be. */
+  readonly sent: boolean;
+
+  constructor(sent: boolean) {
+    super('given up');
+    this.sent = sent;
+  }
+}
+
 export type Done = (reply: Reply | Lost) => void;
 
 interface Request {
@@ -23,6 +34,7 @@ interface Request {
   /** For whom; not sent any more when that is over. */
   op: { readonly over?: boolean } | undefined;
   attempts: number;
+  sent: boolean;
 }
 
 export interface LinkEvents {
@@ -37,6 +49,9 @@ export interface LinkEvents {
 
 /** Requests without any answer are worth a word after this time, milliseconds. */
 const STALL_MS = 3000;
+
+/** Requests that may wait for a connection before anybody looks whether they are still wanted. */
+const CROWD = 1024;
 
 /** Answers of a server that will be able to serve later, or of one that is no longer the right one. */
 const LATER = new Set([
@@ -181,6 +196,7 @@ class Wire {
         again: false,
         op: undefined,
         attempts: 0,
+        sent: true,
         done: r => (r instanceof Lost ? reject(r) : resolve(r)),
       });
     });
@@ -279,6 +295,8 @@ export class Link {
   patient = false;
   #wire: Wire | undefined;
   #backlog: Request[] = [];
+  /** Length of the backlog at which it is looked through. */
+  #crowd = CROWD;
   #learned: Address[] = [];
   #dialling = false;
   #closed = false;
@@ -328,7 +346,7 @@ export class Link {
 
   /** `done` is called inside the parser, in stream order. */
   call(args: readonly Arg[], again: boolean, done: Done, op?: { readonly over?: boolean }): void {
-    this.#submit({ args, done, again, op, attempts: 0 });
+    this.#submit({ args, done, again, op, attempts: 0, sent: false });
   }
 
   /** Error replies reject. */
@@ -340,12 +358,23 @@ export class Link {
 
   #submit(q: Request): void {
     if (this.#closed) q.done(new Lost('the connection is closed'));
-    else if (q.op?.over) q.done(new Lost('given up'));
-    else if (this.#wire === undefined) this.#backlog.push(q);
+    else if (q.op?.over) q.done(new GivenUp(q.sent));
+    else if (this.#wire === undefined) this.#queue(q);
     else {
+      q.sent = true;
       this.#wire.send(q);
       this.#arm();
     }
+  }
+
+  /** Until there is a connection. Callers that are gone do not make the queue grow for ever. */
+  #queue(q: Request): void {
+    this.#backlog.push(q);
+    if (this.#backlog.length < this.#crowd) return;
+    const over = this.#backlog.filter(b => b.op?.over && !b.sent);
+    if (over.length > 0) this.#backlog = this.#backlog.filter(b => !(b.op?.over && !b.sent));
+    this.#crowd = Math.max(CROWD, 2 * this.#backlog.length);
+    for (const b of over) b.done(new GivenUp(false));
   }
 
   /** Gives up a connection whose oldest request waits too long. */

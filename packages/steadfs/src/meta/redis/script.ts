@@ -96,6 +96,7 @@ export function scripts(prefix: string) {
     forgetSlices: mutation(data.forgetSlices),
     clone: mutation(data.clone, access, usage, dirs),
     attach: mutation(data.attach, access, usage, dirs),
+    nothing: mutation("local function body() return '' end"),
     flock: mutation(locks.flock),
     setlk: mutation(locks.setlk),
     init: plain(admin.init),

@@ -48,8 +48,8 @@ export function procedureText(body: string, params: readonly SqlValue[]): string
 export interface Plans {
   /** False: only the interactive way is left. */
   readonly possible: boolean;
-  /** Carries a plan out; the row that it answers. Rejects when a guard did not hold, or with the database's error. */
-  run(clauses: readonly Clause[]): Promise<SqlRow | undefined>;
+  /** Carries a plan out; the row that it answers. Rejects when a guard did not hold, or with the database's error. `check` may throw, and is called right before it is sent. */
+  run(clauses: readonly Clause[], check: () => void): Promise<SqlRow | undefined>;
   /** Removes the procedures. */
   drop(c: SqlConnection): Promise<void>;
 }
@@ -99,9 +99,13 @@ export function openPlans(pool: SqlPool, own: string): Plans {
     get possible() {
       return routines || blocks;
     },
-    async run(clauses) {
+    async run(clauses, check) {
       const params = clauses.flatMap(c => c.params);
       const body = planBody(clauses);
+      const send = (c: SqlConnection, sql: string): Promise<SqlRow[]> => {
+        check();
+        return c.all(sql, params);
+      };
       if (routines) {
         const shape = `${params.map(shapeOf).join('')} ${body}`;
         let call = calls.get(shape);
@@ -118,7 +122,7 @@ export function openPlans(pool: SqlPool, own: string): Plans {
         const sql = await call;
         if (sql !== undefined) {
           try {
-            return (await pool.use(c => c.all(sql, params)))[0];
+            return (await pool.use(c => send(c, sql)))[0];
           } catch (e) {
             // Dropped meanwhile (1305), or another user's, whom we may not call.
             if ((e as { errno?: number }).errno === 1305) calls.delete(shape);
@@ -129,7 +133,7 @@ export function openPlans(pool: SqlPool, own: string): Plans {
       }
       if (!blocks) throw new Error('no compound statements');
       try {
-        return (await pool.use(c => c.all(`BEGIN NOT ATOMIC ${body} END`, params)))[0];
+        return (await pool.use(c => send(c, `BEGIN NOT ATOMIC ${body} END`)))[0];
       } catch (e) {
         if ((e as { errno?: number }).errno === 1064) blocks = false;
         throw e;

@@ -274,9 +274,12 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     await sleep(Math.min(100 * 2 ** Math.min(attempt, 6), 3000) * (0.5 + Math.random() / 2));
   }
 
-  /** Runs `work` until it succeeds or fails for good: again at once after a conflict, with pauses while the database is away. */
-  async function persist<T>(work: (connection: SqlConnection) => Promise<T>): Promise<T> {
+  /**
+   * Runs `work` until it succeeds or fails for good: again at once after a conflict, with pauses while the database is away. EINTR when it is `over` before an attempt.
+   */
+  async function persist<T>(work: (connection: SqlConnection) => Promise<T>, over?: () => boolean): Promise<T> {
     for (let conflicts = 0, outages = 0; ; ) {
+      if (over?.()) throw EINTR;
       try {
         const value = await pool.use(work);
         if (troubleSince !== 0) recovered();
@@ -294,17 +297,24 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     }
   }
 
-  async function transaction<T>(work: (tx: NetworkTx, c: SqlConnection) => Promise<T>): Promise<T> {
+  async function transaction<T>(
+    work: (tx: NetworkTx, c: SqlConnection) => Promise<T>,
+    over?: () => boolean,
+  ): Promise<T> {
     const unsure: NetworkTx[] = [];
     try {
-      return await attempts(work, unsure);
+      return await attempts(work, unsure, over);
     } finally {
       // What a broken connection left under way may have been committed after it was announced; its twin has waited for it.
       for (const tx of unsure) announce(tx);
     }
   }
 
-  async function attempts<T>(work: (tx: NetworkTx, c: SqlConnection) => Promise<T>, unsure: NetworkTx[]): Promise<T> {
+  async function attempts<T>(
+    work: (tx: NetworkTx, c: SqlConnection) => Promise<T>,
+    unsure: NetworkTx[],
+    over: (() => boolean) | undefined,
+  ): Promise<T> {
     return await persist(async c => {
       await c.run(kind === 'postgres' ? 'BEGIN ISOLATION LEVEL READ COMMITTED' : 'START TRANSACTION', []);
       const tx = new NetworkTx(host, c, now(), true);
@@ -319,7 +329,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       } finally {
         announce(tx);
       }
-    });
+    }, over);
   }
 
   /**
@@ -465,14 +475,20 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       throw e;
     }
     const sent = beforePlan(tx);
+    const check = (): void => {
+      if (op.over) throw EINTR;
+    };
     try {
       let row: SqlRow | undefined;
       if (statement === undefined) {
-        const answered = await plans?.run(clauses);
+        const answered = await plans?.run(clauses, check);
         row = [1, answered?.[0]];
       } else {
         const { sql, params, first } = statement;
-        [row] = await pool.use(c => (first.length === 0 ? c.all(sql, params) : c.script!([...first, { sql, params }])));
+        [row] = await pool.use(c => {
+          check();
+          return first.length === 0 ? c.all(sql, params) : c.script!([...first, { sql, params }]);
+        });
       }
       if (toNumber(row?.[0]) !== 1) {
         // Planned on a row that has changed; nothing has happened.
@@ -507,7 +523,7 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       const quick = await mutateAtOnce(op, codec, body);
       if (quick !== undefined && 'value' in quick) return quick.value;
       try {
-        return await mutateInteractively(op, codec, body);
+        return await mutateInteractively(op, codec, body, quick !== undefined);
       } finally {
         // As in transaction(): the plan may have been committed after its announcement.
         if (quick !== undefined) announcePlan(quick.unsure, undefined);
@@ -527,10 +543,13 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
     read: body => persist(c => runAsync(body(new NetworkTx(host, c, now())))),
   };
 
-  async function mutateInteractively<T>(op: Op, codec: Codec<T>, body: (tx: Tx) => Body<T>): Promise<T> {
-    await inodes.reserve();
-    const ended = await transaction(async (tx, c) => {
-      if (op.over) throw EINTR;
+  /** `sent`: an earlier attempt may have been carried out, or may be yet. */
+  async function mutateInteractively<T>(op: Op, codec: Codec<T>, body: (tx: Tx) => Body<T>, sent: boolean): Promise<T> {
+    let tried = sent;
+    const over = (): boolean => op.over === true && !tried;
+    if (!op.over) await inodes.reserve();
+    const work = async (tx: NetworkTx, c: SqlConnection) => {
+      if (over()) throw EINTR;
       const key = [volume.sid, op.kind, op.slot];
       const insert = `INSERT INTO ${own}op (sid, kind, slot, seq) VALUES (?, ?, ?, -1)`;
       let row: SqlRow | undefined;
@@ -551,6 +570,15 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
       const seq = toNumber(row[0]);
       if (seq > op.seq) throw EIO.because(`operation ${op.kind}/${op.slot}/${op.seq} comes after ${seq}`);
       if (seq === op.seq) return { value: codec.decode(toBytes(row[1])), changes: [], acct: undefined, deltas: [] };
+      // Nobody waits for it any more: a record without effect keeps what was sent before from having one.
+      if (op.over) {
+        await c.run(`UPDATE ${own}op SET seq = ?, result = NULL WHERE sid = ? AND kind = ? AND slot = ?`, [
+          op.seq,
+          ...key,
+        ]);
+        return undefined;
+      }
+      tried = true;
       const value = await runAsync(body(tx));
       let deltas: Delta[] = row[2] === null ? [] : decodeDeltas(toBytes(row[2]));
       for (const d of tx.deltas) addDelta(deltas, d);
@@ -566,7 +594,9 @@ export async function openNetworkEngine(pool: SqlPool, prefix: string, options: 
         ...key,
       ]);
       return { value, changes: tx.deltas, acct, deltas };
-    });
+    };
+    const ended = await transaction(work, over);
+    if (ended === undefined) throw EINTR;
     for (const d of ended.changes) count(d);
     if (ended.acct !== undefined) records.set(recordKey(op), { seq: op.seq, acct: ended.acct, deltas: ended.deltas });
     if (ended.acct) scheduleFlush();

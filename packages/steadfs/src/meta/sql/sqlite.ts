@@ -7,7 +7,7 @@ import { randomBytes } from 'node:crypto';
 import fs from 'node:fs';
 import { resolve as resolvePath } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
+import { EINTR, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EROFS, Errno, ESTALE } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { type Attr, emptyDirectory, FileType } from '../../format/attr.ts';
 import { type Ino, isTrash, ROOT, TRASH } from '../../format/ino.ts';
@@ -557,7 +557,10 @@ export class SqliteEngine {
       }
       const jobs = this.#waiting;
       this.#waiting = [];
-      for (const job of jobs) this.#execute(job);
+      for (const job of jobs) {
+        if (job.op?.over) job.reject(EINTR);
+        else this.#execute(job);
+      }
     }, delay);
   }
 
