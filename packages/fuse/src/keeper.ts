@@ -67,7 +67,9 @@ while :; do
     exec ${FD_LIFE}<&-
     code=137 first=
   else
-    echo starting >/proc/self/fd/${FD_STATE}
+    # The reason of the last attempt stays to be read.
+    read -r state </proc/self/fd/${FD_STATE}
+    case $state in waiting*) ;; *) echo starting >/proc/self/fd/${FD_STATE} ;; esac
     seconds; started=$now
     STEADFS_START=$mode STEADFS_KEEPER=$$ STEADFS_ENDED=$ended "$@" </dev/null &
     child=$!

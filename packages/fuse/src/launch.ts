@@ -107,7 +107,7 @@ export function readLaunch(fd: number): Launch {
 }
 
 /**
- * The state line: `starting`, `committed` (an upgrade has passed its commit point), `serving`, `waiting: why` (no service can be started), `refused: why` (a first service
+ * The state line (a second one has details as JSON: troubles of `serving`, the beginning of `waiting`): `starting`, `committed` (an upgrade has passed its commit point), `serving`, `waiting: why` (no service can be started), `refused: why` (a first service
  * gave up, its starter cleans up), `ended` (with the mount). The keeper
  * writes it too (echo to /proc/self/fd/7), therefore a line of text.
  */

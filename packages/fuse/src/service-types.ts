@@ -124,6 +124,8 @@ export interface MountState {
    */
   state: 'serving' | 'starting' | 'waiting' | 'dead' | 'unknown';
   message?: string;
+  /** Since when it is `waiting`, milliseconds since 1970. */
+  since?: number;
   service?: { pid: number; version: string };
   /** Absent under systemd. */
   keeper?: { pid: number };

@@ -508,7 +508,8 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
       log('error', code === 1 && error instanceof Error ? (error.stack ?? reason) : reason);
       // The keeper of a first service ends with it, unless there is nobody else any more.
       const alone = !first || progress.served || progress.committed;
-      writeState(FD_STATE, `${alone ? 'waiting' : 'refused'}: ${reason}`);
+      if (alone) writeState(FD_STATE, `waiting: ${reason}`, JSON.stringify({ since: waitingSince() }));
+      else writeState(FD_STATE, `refused: ${reason}`);
     } else {
       if (code === EXIT_ENDED) writeState(FD_STATE, 'ended');
       log('info', reason);
@@ -765,6 +766,14 @@ async function adoptAndServe<Warm>(
   log('info', `${launch.mountPoint}: unmounted`);
 }
 
+/** When the attempts began to fail, of which this one is the last: ms since 1970. */
+function waitingSince(): number {
+  const { line, details } = readState(`/proc/self/fd/${FD_STATE}`);
+  return line.startsWith('waiting') && details.startsWith('{')
+    ? (JSON.parse(details) as { since: number }).since
+    : Date.now();
+}
+
 /** Runs what comes between the commit and the first answer once on a capsule of its own, so that it is compiled by then. */
 function rehearse(): void {
   const fds = createCapsule({ arenaSize: 1 << 20 });
@@ -906,6 +915,7 @@ export async function mountState(mountPoint: string): Promise<MountState | undef
     if (line.startsWith('waiting')) {
       state.state = 'waiting';
       state.message = line.slice('waiting: '.length);
+      if (details.startsWith('{')) state.since = (JSON.parse(details) as { since: number }).since;
     } else state.state = line.startsWith('serving') && service ? 'serving' : 'starting';
   } catch {
     state.state = 'starting'; // it ended between two looks

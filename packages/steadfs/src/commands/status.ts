@@ -59,9 +59,10 @@ export const command: Command = {
 };
 
 /** A mount without what is secret (its options hold the META-URL). */
-function shownMount({ launch, ...state }: MountState): Record<string, unknown> {
+function shownMount({ launch, since, ...state }: MountState): Record<string, unknown> {
   return {
     ...state,
+    ...(since ? { since: new Date(since).toISOString() } : {}),
     ...(launch ? { created: new Date(launch.created).toISOString(), log: launch.log } : {}),
     ...(state.troubles
       ? { troubles: state.troubles.map(t => ({ ...t, since: new Date(t.since).toISOString() })) }

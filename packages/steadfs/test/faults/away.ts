@@ -33,6 +33,9 @@ export interface AwayOptions {
   log?: (line: string) => void;
 }
 
+/** Programs without a limit of time of their own: SQLite gives up a lock that another process of its kind holds for a minute. */
+const PATIENT = ['mutations', 'names', 'buffered', 'appends', 'held', 'flock', 'posix', 'ofd', 'statProber'];
+
 const sleep = (ms: number): Promise<void> => new Promise(wake => setTimeout(wake, ms));
 
 export async function awayRun(options: AwayOptions): Promise<FaultReport | Missing> {
@@ -95,8 +98,15 @@ export async function awayRun(options: AwayOptions): Promise<FaultReport | Missi
     const before = roles(volume!.dir).service;
     process.kill(before!, 'SIGKILL');
     log('kill -9');
+    const killed = Date.now();
     if (what === 'store') await until('status shows the trouble after kill -9', () => since() === first);
-    else await until('status says why nobody serves', () => /^waiting/.test(statusOf(volume!.dir).mount.state));
+    else {
+      await until('status says why nobody serves, and since when', () => {
+        const { state, message, since: waiting } = statusOf(volume!.dir).mount;
+        const recent = Date.parse(waiting ?? '') >= killed - 1000;
+        return state === 'waiting' && recent && REFUSED.test(message ?? '');
+      });
+    }
     await sleep(Math.max(0, from + seconds * 1000 - Date.now()));
     await end();
     const back = Date.now();
@@ -114,7 +124,7 @@ export async function awayRun(options: AwayOptions): Promise<FaultReport | Missi
       count: 1,
       seconds: 0,
       rest: [3000, 4000],
-      ...(options.programs ? { programs: options.programs } : {}),
+      programs: options.programs ?? PATIENT,
       log,
       mount: MOUNT_FLAGS,
       network,

@@ -306,7 +306,13 @@ export function describeFaults(report: FaultReport): string {
 
 /** `steadfs status` of a mount, as an object. */
 export function statusOf(dir: string): {
-  mount: { state: string; waiting?: number; troubles?: { what: string; since: string; message: string }[] };
+  mount: {
+    state: string;
+    message?: string;
+    since?: string;
+    waiting?: number;
+    troubles?: { what: string; since: string; message: string }[];
+  };
 } {
   const r = runClient('steadfs', ['status', dir]);
   if (r.status !== 0) throw new Error(`status: ${r.stderr}`);

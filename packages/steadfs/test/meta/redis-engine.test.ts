@@ -338,8 +338,9 @@ describe('metadata on Redis', { skip, concurrency: 1, timeout: 120_000 }, () => 
       if (cuts++ % 2 === 0) relay.cutReplies = 2;
       else relay.cut();
     }, 50);
+    // On a busy machine a connection takes longer than that: what is under way in the end must come through.
+    setTimeout(() => clearInterval(timer), 3000);
     const done = await Promise.all([0, 1, 2, 3].map(slot => randomOperations(clients[slot % 2]!, slot, d, seed, 3000)));
-    clearInterval(timer);
     relay.cutReplies = 0;
     assert.ok(cuts > 10 && done.every(n => n > 10), `${cuts} cuts, ${done} operations`);
     assert.deepEqual(await checkVolume(await raw(base), { dirStats: true, sliceRefs: true }), []);
