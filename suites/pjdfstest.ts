@@ -33,7 +33,9 @@ async function run(context: Context): Promise<Verdict[]> {
     .flatMap(e => readdirSync(join(tests, e.name)).map(f => `${e.name}/${f}`))
     .filter(f => f.endsWith('.t'))
     .sort()
-    .filter((_, i) => context.full || i % 5 === context.seed % 5);
+    .filter((f, i) =>
+      context.tests.length > 0 ? context.tests.some(t => f.startsWith(t)) : context.full || i % 5 === context.seed % 5,
+    );
   const verdicts: Verdict[] = [];
   const queue = [...files];
   const worker = async (): Promise<void> => {

@@ -36,7 +36,7 @@ const WORTH_MS = 1000;
 const subject = (what: string): string => (what === 'database' ? 'operations on the database' : what);
 
 /** A trouble of the process before that comes up again in the first so many ms is the same one. */
-export const SAME_MS = 60_000;
+export const SAME_MS = 15_000;
 
 /**
  * `shown` is called when the list changes, with message changes at most once a second; `before`: what the process before this one has shown last.

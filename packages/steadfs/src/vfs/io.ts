@@ -14,6 +14,7 @@ import {
   ESTALE,
 } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
+import { patiently } from '../data/waiting.ts';
 import { type Attr, FileType } from '../format/attr.ts';
 import { type Ino, TRASH } from '../format/ino.ts';
 import { now } from '../meta/clock.ts';
@@ -459,7 +460,7 @@ export function ioMethods(core: Core): IoMethods {
       core.mayWrite();
       if (inode.ino !== core.ino(nodeid)) throw EBADF;
       core.checkHandle(w.fh, inode);
-      if (core.frozen) return core.awake().then(() => methods.write(ctx, nodeid, w));
+      if (core.frozen) return patiently(core.awake(), ctx).then(() => methods.write(ctx, nodeid, w));
 
       const put = (attr: Attr): MaybePromise<number> => {
         const wrote = data.write(inode.ino, w.offset, w.data, attr, w.killSuidgid, ctx);
@@ -468,7 +469,10 @@ export function ioMethods(core: Core): IoMethods {
       };
       const kill = async (attr: Attr): Promise<number> => {
         // The bits must be gone for whoever looks next, not only when the data is committed.
-        const changed = await engine.setattr(ctx.op, core.cred(ctx), inode.ino, { killSuidgid: true, byHandle: true });
+        const op = await ctx.unpark();
+        const change = engine.setattr(op, core.cred(ctx), inode.ino, { killSuidgid: true, byHandle: true });
+        // The slot stays with the Op that is under way.
+        const changed = await patiently(change, { interrupt: ctx.interrupt, park() {} });
         core.changed(inode.ino, changed);
         return put(inode.attr ?? attr);
       };
@@ -476,7 +480,7 @@ export function ioMethods(core: Core): IoMethods {
       const { attr } = inode;
       if (attr !== undefined) return go(attr);
       const got = core.attrOf(inode);
-      return got instanceof Promise ? got.then(go) : go(got);
+      return got instanceof Promise ? patiently(got, ctx).then(go) : go(got);
     },
 
     readDone: out => data.releaseRead(out),

@@ -50,9 +50,9 @@ export async function awayRun(options: AwayOptions): Promise<FaultReport | Missi
   const logged = (): string => readFileSync(join(volume!.base, 'log'), 'utf8');
   /** Looks again and again, not longer than two minutes; what it says last when it does not become true. */
   const until = async (what: string, check: () => boolean): Promise<void> => {
-    for (const end = Date.now() + 30_000; !check(); await sleep(200))
+    for (const end = Date.now() + 120_000; !check(); await sleep(200))
       if (Date.now() > end) {
-        wrong.push(`${what}: not within 30 s: ${JSON.stringify(statusOf(volume!.dir).mount)}`);
+        wrong.push(`${what}: not within 120 s: ${JSON.stringify(statusOf(volume!.dir).mount)}`);
         log(wrong.at(-1)!);
         return;
       }

@@ -3,9 +3,11 @@
 /** Databases and stores that misbehave under a mount, briefly; `node faults.ts` has the long versions. */
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { roles } from '../continuity/storm.ts';
 import { META_KINDS, type MetaKind, startNetwork } from '../servers/network.ts';
 import { abortMount, missing, openVolume } from '../support/volume.ts';
 import { describeFaults, faultRun, statusOf } from './faults.ts';
@@ -147,6 +149,52 @@ for (const meta of ['redis', 'postgres'] satisfies MetaKind[])
       assert.equal(fault, undefined);
     }
   });
+
+/** Opens a file, says so, and writes to it when it is told to. */
+const WRITER = `
+import os, sys
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+print('open', flush=True)
+sys.stdin.readline()
+try: os.write(file, b'data')
+except OSError as e: sys.exit(e.errno)
+`;
+
+test('a write that waits for attributes ends with its program, and with EIO when the time is up', {
+  skip: lack ?? false,
+}, async t => {
+  const network = await startNetwork('redis', 'file');
+  if ('missing' in network) return t.skip(network.missing);
+  t.after(() => network.close());
+  const volume = openVolume({ meta: network.meta!, mount: ['--wait-timeout', '5s'] });
+  const writers = ['killed', 'late'].map(name =>
+    spawn('python3', ['-c', WRITER, join(volume.dir, name)], { stdio: ['pipe', 'pipe', 'inherit'] }),
+  );
+  try {
+    for (const writer of writers) await once(writer.stdout!, 'data');
+    // Nothing is known of the files by the service that comes next, and the database does not answer any more.
+    const { service } = roles(volume.dir);
+    process.kill(service!, 'SIGKILL');
+    await until(() => {
+      const now = statusOf(volume.dir).mount;
+      return now.state === 'serving' && now.service!.pid !== service;
+    }, 'another service');
+    await network.metaProxy!.freeze();
+    const [killed, late] = writers as [(typeof writers)[0], (typeof writers)[0]];
+    for (const writer of writers) writer.stdin!.write('\n');
+    await until(() => statusOf(volume.dir).mount.waiting! >= 2, 'both wait');
+    killed.kill('SIGKILL');
+    await until(() => killed.signalCode === 'SIGKILL', 'the end of the one that was killed');
+    await until(() => late.exitCode !== null, 'the end of the other one');
+    assert.equal(late.exitCode, 5);
+  } finally {
+    await network.metaProxy!.flow();
+    for (const writer of writers) writer.kill('SIGKILL');
+    const fault = volume.close();
+    if (fault) abortMount(volume.dir);
+    assert.equal(fault, undefined);
+  }
+});
 
 for (const meta of META_KINDS.filter(k => k !== 'sqlite') satisfies MetaKind[])
   test(`${meta} and S3: nothing fails, nothing is wrong, seed ${seed}`, { skip: lack ?? false }, async t => {

@@ -308,6 +308,7 @@ export function describeFaults(report: FaultReport): string {
 export function statusOf(dir: string): {
   mount: {
     state: string;
+    service?: { pid: number };
     message?: string;
     since?: string;
     waiting?: number;

@@ -147,22 +147,24 @@ export async function startRedisTls(): Promise<RedisTls | Missing> {
 export interface RedisSentinel {
   /** redis://mymaster,127.0.0.1:PORT/DB */
   url(db: number): string;
-  killMaster(): Promise<void>;
+  /** Kills the server that the sentinel names as the master; answers its port. */
+  killMaster(): Promise<number>;
+  /** Port of the server that the sentinel names as the master. */
+  master(): number;
   stop(): Promise<void>;
 }
 
-/** One master, one replica, one sentinel with a quorum of one. */
-export async function startRedisSentinel(): Promise<RedisSentinel | Missing> {
-  const master = await startRedis();
+/** One master, its replicas, one sentinel with a quorum of one. */
+export async function startRedisSentinel(count = 1): Promise<RedisSentinel | Missing> {
+  const master = await startRedis(['--repl-diskless-sync-delay', '0']);
   if ('missing' in master) return master;
-  const replica = await startRedis([
-    '--replicaof',
-    '127.0.0.1',
-    String(master.port),
-    '--repl-diskless-sync-delay',
-    '0',
-  ]);
-  if ('missing' in replica) return replica;
+  const replicas: RedisServer[] = [];
+  for (let i = 0; i < count; i++) {
+    const of = ['--replicaof', '127.0.0.1', String(master.port), '--repl-diskless-sync-delay', '0'];
+    const replica = await startRedis(of);
+    if ('missing' in replica) return replica;
+    replicas.push(replica);
+  }
   const dir = mkdtempSync(join(tmpdir(), 'steadfs-sentinel-'));
   const port = await freePort();
   const file = join(dir, 'sentinel.conf');
@@ -181,32 +183,41 @@ export async function startRedisSentinel(): Promise<RedisSentinel | Missing> {
   const child = await startServer('redis-server', [file, '--sentinel'], {}, () => ping(port));
   const stop = async (): Promise<void> => {
     if (child) await stopServer(child, 'SIGKILL');
-    await replica.stop();
-    await master.stop();
+    for (const server of [...replicas, master]) await server.stop();
     rmSync(dir, { recursive: true, force: true });
   };
   if (child === undefined) {
     await stop();
     return { missing: 'the sentinel did not start' };
   }
-  for (let i = 0; i < 100 && !replica.cli('info', 'replication').includes('master_link_status:up'); i++)
+  const ask = (...words: string[]): string =>
+    spawnSync('redis-cli', ['-p', String(port), 'sentinel', ...words, 'mymaster'], { encoding: 'utf8' }).stdout;
+  const linked = (r: RedisServer): boolean => r.cli('info', 'replication').includes('master_link_status:up');
+  for (let i = 0; i < 300 && !replicas.every(linked); i++) await new Promise(wake => setTimeout(wake, 100));
+  // The sentinel has to learn of the replicas from the master.
+  for (let i = 0; i < 300 && !replicas.every(r => ask('replicas').includes(String(r.port))); i++)
     await new Promise(wake => setTimeout(wake, 100));
-  // The sentinel has to learn of the replica from the master.
-  for (let i = 0; i < 150; i++) {
-    const r = spawnSync('redis-cli', ['-p', String(port), 'sentinel', 'replicas', 'mymaster'], { encoding: 'utf8' });
-    if (r.stdout.includes(String(replica.port))) break;
-    await new Promise(wake => setTimeout(wake, 100));
-  }
-  return { url: db => `redis://mymaster,127.0.0.1:${port}/${db}`, killMaster: () => master.kill(), stop };
+  const named = (): number => Number(ask('get-master-addr-by-name').split('\n')[1]);
+  return {
+    url: db => `redis://mymaster,127.0.0.1:${port}/${db}`,
+    master: named,
+    async killMaster() {
+      const victim = [master, ...replicas].find(s => s.port === named())!;
+      await victim.kill();
+      return victim.port;
+    },
+    stop,
+  };
 }
 
 export interface RedisCluster {
   /** Any one node is enough. */
   url(db: number): string;
+  nodes: RedisServer[];
   stop(): Promise<void>;
 }
 
-export async function startRedisCluster(): Promise<RedisCluster | Missing> {
+export async function startRedisCluster(settings: readonly string[] = []): Promise<RedisCluster | Missing> {
   const nodes: RedisServer[] = [];
   const stop = async (): Promise<void> => {
     for (const n of nodes) await n.stop();
@@ -222,6 +233,7 @@ export async function startRedisCluster(): Promise<RedisCluster | Missing> {
       join(dir, 'nodes.conf'),
       '--cluster-port',
       String(await freePort()),
+      ...settings,
     ]);
     if ('missing' in n) {
       await stop();
@@ -240,5 +252,5 @@ export async function startRedisCluster(): Promise<RedisCluster | Missing> {
     await stop();
     return { missing: `no cluster: ${made.stdout.slice(-300)}` };
   }
-  return { url: db => `redis://${addresses[0]}/${db}`, stop };
+  return { url: db => `redis://${addresses[0]}/${db}`, nodes, stop };
 }
