@@ -109,8 +109,8 @@ for (const kind of ['postgres', 'mariadb'] as const)
     };
     await assert.rejects(mkdir(engine, op, 'late'), interrupted);
     assert.ok(late !== undefined, 'it was sent');
-    // A guard of the plan does not hold.
-    await assert.rejects(real.use(late));
+    // A guard of the plan does not hold: an error on MariaDB, an answer without effect on PostgreSQL.
+    await real.use(late).catch(() => undefined);
     assert.equal(await exists(engine, 'late'), false);
 
     op = newOp();
