@@ -564,7 +564,7 @@ async function adoptAndServe<Warm>(
     if (notify && (await isRestart())) {
       log('info', 'restart: the mount stays, the next service adopts it');
       await bounded(settings.yielding?.(), YIELD_MS);
-      process.exit(EXIT_ENDED);
+      sys.leave(EXIT_ENDED);
     }
     notify?.stopping();
     log('info', terminated > 1 ? 'second signal: the connection is aborted' : 'unmounting');

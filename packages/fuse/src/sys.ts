@@ -144,6 +144,7 @@ const c = {
   poll: bind<(a: N, n: N, timeout: N) => N>('int poll(uintptr_t, ulong, int)'),
   prctl: bind<(o: N, a: N, b: N, d: N, e: N) => N>('int prctl(int, ulong, ulong, ulong, ulong)'),
   kill: bind<(pid: N, signal: N) => N>('int kill(int, int)'),
+  exit: bind<(code: N) => N>('void _exit(int)'),
   socket: bind<(d: N, t: N, p: N) => N>('int socket(int, int, int)'),
   socketpair: bind<(d: N, t: N, p: N, a: N) => N>('int socketpair(int, int, int, uintptr_t)'),
   bind: bind<(fd: N, a: N, n: N) => N>('int bind(int, uintptr_t, uint)'),
@@ -483,6 +484,11 @@ export function kill(pid: number, signal: number): boolean {
   throw fail(`kill ${pid}`);
 }
 /** prctl(2); false when it is refused. */
+/** exit(3) by way of Node (listeners of 'exit' are called), but without waiting for threads: one of its pool may wait in a system call for long. */
+export function leave(code: number): never {
+  process.once('exit', () => c.exit(code));
+  process.exit(code);
+}
 export function prctl(option: number, argument: number): boolean {
   return c.prctl(option, argument, 0, 0, 0) >= 0;
 }
