@@ -192,7 +192,10 @@ export async function startRedisSentinel(count = 1): Promise<RedisSentinel | Mis
   }
   const ask = (...words: string[]): string =>
     spawnSync('redis-cli', ['-p', String(port), 'sentinel', ...words, 'mymaster'], { encoding: 'utf8' }).stdout;
-  const linked = (r: RedisServer): boolean => r.cli('info', 'replication').includes('master_link_status:up');
+  const replication = (r: RedisServer): string => r.cli('info', 'replication');
+  const offset = (r: RedisServer, field: string): number =>
+    Number(new RegExp(`^${field}:(\\d+)`, 'm').exec(replication(r))?.[1]);
+  const linked = (r: RedisServer): boolean => replication(r).includes('master_link_status:up');
   for (let i = 0; i < 300 && !replicas.every(linked); i++) await new Promise(wake => setTimeout(wake, 100));
   // The sentinel has to learn of the replicas from the master.
   for (let i = 0; i < 300 && !replicas.every(r => ask('replicas').includes(String(r.port))); i++)
@@ -203,6 +206,11 @@ export async function startRedisSentinel(count = 1): Promise<RedisSentinel | Mis
     master: named,
     async killMaster() {
       const victim = [master, ...replicas].find(s => s.port === named())!;
+      // What was answered before this call is to be there afterwards; replication is asynchronous.
+      const sent = offset(victim, 'master_repl_offset');
+      const followers = replicas.filter(r => replication(r).includes(`master_port:${victim.port}`));
+      for (let i = 0; i < 300 && !followers.some(r => offset(r, 'slave_repl_offset') >= sent); i++)
+        await new Promise(wake => setTimeout(wake, 20));
       await victim.kill();
       return victim.port;
     },
