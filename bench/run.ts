@@ -246,14 +246,14 @@ async function measureOn(backend: Backend, run: Run): Promise<number> {
       for (let round = 0; round < rounds; round++)
         for (const client of clients) {
           const volume = await fresh(client);
-          await new Promise(wake => setTimeout(wake, 4000));
+          await new Promise(wake => setTimeout(wake, 10_000));
           const before = usage(volume);
-          await new Promise(wake => setTimeout(wake, 5000));
+          await new Promise(wake => setTimeout(wake, 20_000));
           const after = usage(volume);
           add(samples, client, {
             'resident, idle_MiB': after.resident,
             'proportional share, idle_MiB': after.proportional,
-            'CPU of 1000 s idle_s': (after.cpu - before.cpu) * 200,
+            'CPU of 1000 s idle_s': (after.cpu - before.cpu) * 50,
           });
           const figures = await measure(
             client,

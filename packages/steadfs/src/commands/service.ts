@@ -16,17 +16,20 @@ import { DATA_SECTIONS } from '../data/journal.ts';
 import type { Format } from '../format/volume.ts';
 import { type LogHandle, startLog } from '../observe/log.ts';
 import type { Metrics } from '../observe/metrics.ts';
-import { releaseCode } from '../observe/resident.ts';
+import { releaseCode, releasesWhenIdle } from '../observe/resident.ts';
 import { decodeTroubles, keepTroubles, SAME_MS, TROUBLES_BLOB, TROUBLES_BYTES } from '../observe/troubles.ts';
 import { CLIENT_VERSION, VERSION } from '../version.ts';
+import { ownPeriod } from '../vfs/upkeep.ts';
 import { VFS_SECTIONS } from '../vfs/vfs.ts';
 import { assemble, prepare, type Warm } from './assembly.ts';
 import { messageOf } from './failure.ts';
 import type { ServiceOptions } from './mount-flags.ts';
 import { rehearse } from './rehearsal.ts';
 
-/** After these times a service has touched what it needs to start, and V8 has once more collected garbage because nothing happens (some 8 s after the last time). */
-const SETTLED_MS = [5000, 20_000];
+/** When a service has touched what it needs to start, ms; so often is looked in its first minute, in which V8 collects garbage again and again because nothing happens. */
+const STARTED_MS = 5000;
+const LOOK_MS = 3000;
+const FIRST_MS = 60_000;
 /** The log's library is loaded this long after the first line: behind the first answers, and before the start-up's memory is given back. */
 const START_UP_MS = 1000;
 
@@ -127,17 +130,16 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
 
       upkeep.start();
       await startMetrics(options, metrics, launch.mountPoint, format.Name, log);
-      const release = (): void => {
-        releaseCode().catch((error: unknown) =>
-          log.debug(`memory of the start-up was not given back: ${messageOf(error)}`),
-        );
-      };
-      const settle = (): void => {
-        for (const after of SETTLED_MS) setTimeout(release, after).unref();
-      };
-      settle();
-      const { warmUpWhenQuiet } = await import('./warm-up.ts');
       const { device } = session.stats;
+      const small = (work: () => Promise<void>) => (): void => {
+        work().catch((error: unknown) => log.debug(`memory of the start-up was not given back: ${messageOf(error)}`));
+      };
+      setTimeout(small(releaseCode), STARTED_MS).unref();
+      const release = small(releasesWhenIdle(() => device.read));
+      const first = setInterval(release, LOOK_MS).unref();
+      setTimeout(() => clearInterval(first), FIRST_MS).unref();
+      setInterval(release, ownPeriod(options.mount.heartbeat)).unref();
+      const { warmUpWhenQuiet } = await import('./warm-up.ts');
       void session.done.then(() => {
         leaving = true;
       });
@@ -146,7 +148,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         format,
         log,
         requests: () => (leaving ? Number.POSITIVE_INFINITY : device.read),
-      }).then(done => done && settle());
+      });
       await session.done;
       await store.close();
       await engine.close();

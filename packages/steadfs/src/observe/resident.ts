@@ -22,6 +22,9 @@ export function cleanMappings(smaps: string): { address: number; length: number 
   return found;
 }
 
+/** Bytes of mapped files that a service which does nothing may keep in its page table; V8's late collections of garbage bring in as much again. */
+const LITTLE = 6 << 20;
+
 /**
  * Gives back the pages of Node's own program file that starting up has touched (30 of 43 MB are never needed again). What is needed comes back from the
  * page cache, 16 pages a fault, without a disk.
@@ -29,4 +32,17 @@ export function cleanMappings(smaps: string): { address: number; length: number 
 export async function releaseCode(): Promise<void> {
   for (const { address, length } of cleanMappings(await readFile('/proc/self/smaps', 'latin1')))
     madvise(address, length, MADV_DONTNEED);
+}
+
+/** The same, to be called now and then: when nothing was asked since the last call (`requests` is as it was), and it is worth it. */
+export function releasesWhenIdle(requests: () => number): () => Promise<void> {
+  let before = -1;
+  return async () => {
+    const now = requests();
+    const idle = now === before;
+    before = now;
+    if (!idle) return;
+    const status = await readFile('/proc/self/status', 'latin1');
+    if (Number(/^RssFile:\s+(\d+)/m.exec(status)?.[1]) * 1024 > LITTLE) await releaseCode();
+  };
 }

@@ -8,8 +8,8 @@ import { EIO } from '@steadfs/fuse/errno';
  * So much that is in the log only is worth a checkpoint; from RESTART_BYTES on writers are made to wait a moment, so that the log starts again from its beginning. Small, because the
  * next service after kill -9 reads the whole log before it answers anybody: 0.5 ms a MiB.
  */
-const CHECKPOINT_BYTES = 8 << 20;
-const RESTART_BYTES = 16 << 20;
+const CHECKPOINT_BYTES = 16 << 20;
+const RESTART_BYTES = 32 << 20;
 /** A worker (9 MiB, 20 ms of another core to start) stays for so long after its last checkpoint, ms. */
 const LINGER_MS = 2000;
 
