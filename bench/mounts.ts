@@ -8,16 +8,7 @@
  * number of inodes that the kernel knows; unless that is 0, 10,000 of their files are open and locked. --phases prints where the time went.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import {
-  copyFileSync,
-  fstatSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { copyFileSync, fstatSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -25,7 +16,8 @@ import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import * as libc from '../packages/steadfs/test/support/libc.ts';
-import { abortMount, missing, openVolume, processesWith, runClient } from '../packages/steadfs/test/support/volume.ts';
+import { abortMount, missing, openVolume, runClient } from '../packages/steadfs/test/support/volume.ts';
+import { parts, usage } from './processes.ts';
 import { machine, record } from './results.ts';
 
 const OPEN = 10_000;
@@ -62,63 +54,6 @@ function publish(heading: string, rows: readonly (readonly [string, string])[], 
     ...table,
     ...(note ? ['', note] : []),
   ]);
-}
-
-// --- Processes --------------------------------------------------------------------------------------------------------
-
-interface Parts {
-  keeper: number[];
-  service: number[];
-}
-
-/** Keepers and services among the processes with this word in their command line. */
-function parts(word: string): Parts {
-  const result: Parts = { keeper: [], service: [] };
-  for (const pid of processesWith(word)) {
-    const argv = readOf(pid, 'cmdline').split('\0');
-    if (argv[1] === '-s') result.keeper.push(pid);
-    else if (argv.includes('service')) result.service.push(pid);
-  }
-  return result;
-}
-
-function readOf(pid: number, file: string): string {
-  try {
-    return readFileSync(`/proc/${pid}/${file}`, 'latin1');
-  } catch {
-    return ''; // ended meanwhile
-  }
-}
-
-/** MiB; CPU in ms; context switches. */
-interface Usage {
-  resident: number;
-  proportional: number;
-  own: number;
-  cpu: number;
-  switches: number;
-  fds: number;
-  threads: number;
-}
-
-function usage(pids: readonly number[]): Usage {
-  const sum: Usage = { resident: 0, proportional: 0, own: 0, cpu: 0, switches: 0, fds: 0, threads: 0 };
-  for (const pid of pids) {
-    const rollup = readOf(pid, 'smaps_rollup');
-    const kib = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(rollup)?.[1] ?? 0) / 1024;
-    sum.resident += kib('Rss');
-    sum.proportional += kib('Pss');
-    sum.own += kib('Private_Clean') + kib('Private_Dirty');
-    for (const task of readdirSync(`/proc/${pid}/task`)) {
-      // Nanoseconds on a processor, first.
-      sum.cpu += Number(readOf(pid, `task/${task}/schedstat`).split(' ')[0]) / 1e6;
-      for (const [, n] of readOf(pid, `task/${task}/status`).matchAll(/ctxt_switches:\s+(\d+)/g))
-        sum.switches += Number(n);
-      sum.threads++;
-    }
-    sum.fds += readdirSync(`/proc/${pid}/fd`).length;
-  }
-  return sum;
 }
 
 // --- start ------------------------------------------------------------------------------------------------------------
