@@ -80,8 +80,13 @@ async function main(): Promise<number> {
       suites: { type: 'string', multiple: true, default: [] },
       verbose: { type: 'boolean', default: false },
       keep: { type: 'boolean', default: false },
+      help: { type: 'boolean', default: false },
     },
   });
+  if (values.help) {
+    console.log(usage());
+    return 0;
+  }
   const names = positionals.includes('all') ? Object.keys(SUITES) : positionals;
   const unknown = names.find(name => !Object.hasOwn(SUITES, name));
   if (names.length === 0 || unknown !== undefined || !values.dir === !values.mount) {

@@ -1,5 +1,5 @@
 /** Requests about names: look-up, making, removing, renaming, linking. */
-import type { CreateOut, EntryOut, FileSystem, FuseAttr } from '@steadfs/fuse';
+import type { Context, CreateOut, EntryOut, FileSystem, FuseAttr } from '@steadfs/fuse';
 import { EEXIST, EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS, type Errno } from '@steadfs/fuse/errno';
 import { FileType, typeOfMode } from '../format/attr.ts';
 import { type Ino, isTrash } from '../format/ino.ts';
@@ -10,6 +10,7 @@ import type { Core } from './core.ts';
 import { step } from './counters.ts';
 import { openInternal } from './internal-files.ts';
 import type { MaybePromise } from './maybe.ts';
+import { accessAsked, opensUnasked } from './opening.ts';
 
 const SYMLINK_MAX = 4095;
 const S_IFCHR = 0o020000;
@@ -52,8 +53,20 @@ export function nameMethods(core: Core): NameMethods {
     return absent();
   }
 
-  const shown = (found: Entry | undefined): EntryOut | Errno =>
-    found === undefined ? absent() : core.freshEntry(found);
+  /** Throws EACCES when the caller is opening what it may not open and the kernel asks nobody but us (opening.ts). */
+  async function mayOpen(ctx: Context, found: Entry): Promise<EntryOut> {
+    const asked = await accessAsked(ctx.pid);
+    if (asked !== 0) await engine.access(core.cred(ctx), found.ino, asked);
+    return core.freshEntry(found);
+  }
+
+  function looked(ctx: Context, found: Entry | undefined): MaybePromise<EntryOut | Errno> {
+    if (found === undefined) return absent();
+    if (!core.options.defaultPermissions && opensUnasked(found.attr.type) && core.cred(ctx).uid !== 0)
+      return mayOpen(ctx, found);
+    return core.freshEntry(found);
+  }
+
   const find: NonNullable<MetaEngine['find']> = engine.find?.bind(engine) ?? engine.lookup.bind(engine);
 
   /** "." and "..", which only an NFS server asks for. */
@@ -108,7 +121,7 @@ export function nameMethods(core: Core): NameMethods {
       } catch (error) {
         return missing(error);
       }
-      return found instanceof Promise ? found.then(shown, missing) : shown(found);
+      return found instanceof Promise ? found.then(e => looked(ctx, e), missing) : looked(ctx, found);
     },
 
     mknod(ctx, parent, name, mode, rdev, umask) {

@@ -69,6 +69,39 @@ const lock = (fd: number, cmd: number, type: number, start = 0, length = 0) => {
 };
 
 const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | void> = {
+  async unasked(dir) {
+    assert.equal(c.mknod(`${dir}/pipe`, 0o010000, 0), 0);
+    assert.equal(c.mknod(`${dir}/socket`, 0o140000, 0), 0);
+    for (const name of ['pipe', 'socket']) chmodSync(`${dir}/${name}`, 0o624);
+    for (const [uid, gid] of [
+      [1001, 0],
+      [1001, 1001],
+    ])
+      assert.equal(await other('unaskedUser', dir, String(uid), String(gid)).ended, 0);
+  },
+  unaskedUser(dir, uid, gid) {
+    c.setIds(Number(uid), Number(gid));
+    const group = gid === '0';
+    const pipe = `${dir}/pipe`;
+    // A writer without a reader: ENXIO where it may.
+    const open = (flags: number, right: boolean, what: string) => {
+      const fd = c.open(pipe, flags | O.NONBLOCK);
+      assert.equal(['EACCES', 'EEXIST'].includes(resultName(fd)), !right, `${what}: ${resultName(fd)}`);
+      if (fd >= 0) c.close(fd);
+    };
+    open(O.RDONLY, !group, 'read');
+    open(O.WRONLY, group, 'write');
+    open(O.RDWR, false, 'read and write');
+    open(O.RDONLY | O.TRUNC, false, 'read and truncate');
+    open(O.RDONLY | O.CREAT, !group, 'with O_CREAT');
+    fails(c.open(pipe, O.RDWR | O.CREAT | O.EXCL), 'EEXIST', 'O_EXCL comes first');
+    fails(c.open(pipe, O.RDWR | O.DIRECTORY), 'ENOTDIR', 'O_DIRECTORY comes first');
+    ok(c.close(ok(c.open(pipe, O.PATH), 'O_PATH')), 'close');
+    assert.equal(statOf(c.stat(pipe)).mode & 0o777, 0o624);
+    fails(c.openHow(pipe, O.RDWR | O.NONBLOCK), 'EACCES', 'openat2');
+    // Nobody listens: ECONNREFUSED where it may.
+    fails(c.connect(`${dir}/socket`), group ? 'ECONNREFUSED' : 'EACCES', 'connect');
+  },
   removed(dir) {
     mkdirSync(`${dir}/cwd`);
     writeFileSync(`${dir}/file`, 'x'.repeat(1234));

@@ -64,6 +64,17 @@ for (const [name, what] of [
 ] as const)
   test(what, { skip }, () => runCase(name, inFolder(name)));
 
+test('FIFOs and sockets, which the kernel opens without asking, where permissions are checked here', {
+  skip: skip || (process.getuid!() !== 0 && 'it needs root'),
+}, async () => {
+  const checked = openVolume({ mount: ['--non-default-permission'] });
+  try {
+    await runCase('unasked', checked.dir);
+  } finally {
+    assert.equal(checked.close(), undefined);
+  }
+});
+
 test('internal files', { skip }, () => runCase('internal', volume!.dir));
 
 test('info, summary, clone, compact and rmr through .control', { skip }, () => {

@@ -70,10 +70,16 @@ const fcntlInt_ = fallible('fcntl', [fd, 'int', 'int'], 'int');
 const syscall1 = libc.func('syscall', 'long', ['long', 'long', 'long', 'long']) as (
   ...values: (number | bigint)[]
 ) => number;
+const openat2_ = fallible('syscall', ['long', 'long', path, buffer, 'long'], 'long');
 const syscallBuffer = fallible('syscall', ['long', 'long', buffer, 'long', 'long'], 'long');
 
 export const open = (p: string | Uint8Array, flags: number, mode = 0o644): number =>
   openat_(AT.FDCWD, cstr(p), flags | O.CLOEXEC, mode);
+/** openat2(2): struct open_how of flags, mode and resolve, eight bytes each. */
+export function openHow(p: string | Uint8Array, flags: number): number {
+  const how = new BigUint64Array([BigInt(flags | O.CLOEXEC), 0n, 0n]);
+  return openat2_(437, AT.FDCWD, cstr(p), new Uint8Array(how.buffer), 24);
+}
 export const close = fallible('close', [fd], 'int') as (fd: number) => number;
 export const read = fallible('read', [fd, buffer, 'size_t']) as (fd: number, b: Uint8Array, n: number) => number;
 export const write = fallible('write', [fd, buffer, 'size_t']) as (fd: number, b: Uint8Array, n: number) => number;
@@ -270,6 +276,19 @@ export function fcntlLock(f: number, cmd: number, lock: Omit<Lock, 'pid'>): numb
     pid: b.readInt32LE(24),
   };
 }
+const socket_ = fallible('socket', ['int', 'int', 'int'], 'int');
+const connect_ = fallible('connect', [fd, buffer, 'uint'], 'int');
+/** A stream socket connected to a path, and closed. */
+export function connect(p: string): number {
+  const s = socket_(1, 1, 0);
+  if (s < 0) return s;
+  // struct sockaddr_un: family, path.
+  const address = Buffer.concat([Buffer.of(1, 0), cstr(p)]);
+  const r = connect_(s, address, address.length);
+  close(s);
+  return r;
+}
+
 /** F_SETLEASE: F_RDLCK, F_WRLCK, or F_UNLCK to let go. */
 export const lease = (f: number, type: number): number => fcntlInt_(f, 1024, type);
 export const setFlags = (f: number, flags: number): number => fcntlInt_(f, 4, flags);
@@ -358,6 +377,7 @@ const names: Record<number, string> = {
   103: 'ECONNABORTED',
   107: 'ENOTCONN',
   110: 'ETIMEDOUT',
+  111: 'ECONNREFUSED',
   116: 'ESTALE',
   122: 'EDQUOT',
   512: 'ERESTARTSYS',
