@@ -2,7 +2,7 @@
 import { EACCES, EFBIG, EINVAL, ENAMETOOLONG, ENODATA, ENOENT, ENOTDIR } from '@steadfs/fuse/errno';
 import { FileType } from '../format/attr.ts';
 import type { Slice } from '../format/slice.ts';
-import type { Cred, MetaEngine } from './engine.ts';
+import type { Cred, EngineOptions, MetaEngine } from './engine.ts';
 import { allows, checkAccess, NAME_MAX, present, X } from './ops/access.ts';
 import * as attrs from './ops/attrs.ts';
 import { logChange } from './ops/changelog.ts';
@@ -10,7 +10,7 @@ import { attachClone, cloneNode } from './ops/clone.ts';
 import * as data from './ops/data.ts';
 import * as locks from './ops/locks.ts';
 import * as names from './ops/names.ts';
-import { quotaDirs } from './ops/quota.ts';
+import { noQuotas, quotaDirs } from './ops/quota.ts';
 import * as codecs from './ops/record.ts';
 import { claimDuty, countChildren } from './ops/sessions.ts';
 import type { Body, Tx, TxDriver, Volume } from './ops/tx.ts';
@@ -42,6 +42,26 @@ type Generic = Omit<
 >;
 
 const PIB = 2 ** 50;
+
+/** The state of an engine that has read no volume yet. */
+export function emptyVolume(options: EngineOptions): Volume {
+  return {
+    format: {
+      Name: '',
+      UUID: '',
+      Storage: '',
+      Tiers: null,
+      Bucket: '',
+      BlockSize: 4096,
+      TrashDays: 0,
+      EnableACL: false,
+    },
+    sid: 0,
+    skipDirMtime: options.skipDirMtime,
+    atimeMode: options.atimeMode,
+    quotas: noQuotas(),
+  };
+}
 
 /** Everything that is a body of ops/ and nothing else; an engine adds sessions, listings, counters and what it does faster. */
 export function txOperations(driver: TxDriver, volume: Volume): Generic {
