@@ -5,7 +5,7 @@
  *
  * hot: 16 clients, each in its own directory, then all in one, then one client as often (rates summed; a row that all of them lock would keep
  * the sum at one client's rate). directory: --count files (1,000,000) in one directory: the rate at each tenth, then listing, lookups,
- * removals. inodes: rates on an empty volume and on one with --count files (10,000,000), filled by the database itself.
+ * removals. inodes: rates on an empty volume and on one with --count files (10,000,000) in turn, filled by the database itself.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -27,8 +27,16 @@ const CLIENTS = 16;
 class Client {
   readonly engine: MetaEngine;
   readonly #seq = new Map<number, number>();
+  /** A session expires. */
+  readonly #beat: NodeJS.Timeout;
   constructor(engine: MetaEngine) {
     this.engine = engine;
+    this.#beat = setInterval(() => void engine.heartbeat(), 60_000);
+  }
+  async close(): Promise<void> {
+    clearInterval(this.#beat);
+    await this.engine.closeSession();
+    await this.engine.close();
   }
   op(slot: number): Op {
     const seq = (this.#seq.get(slot) ?? 0) + 1;
@@ -84,8 +92,6 @@ async function connect(url: string, format: boolean): Promise<Client> {
     mountTime: '2026-11-21T00:00:00Z',
     processId: 1,
   });
-  // A session expires.
-  setInterval(() => void engine.heartbeat(), 60_000).unref();
   return new Client(engine);
 }
 
@@ -130,10 +136,7 @@ async function hot(url: string, count: number): Promise<Row[]> {
     );
     return rows;
   } finally {
-    for (const c of clients) {
-      await c.engine.closeSession();
-      await c.engine.close();
-    }
+    for (const c of clients) await c.close();
   }
 }
 
@@ -177,8 +180,7 @@ async function directory(url: string, count: number): Promise<Row[]> {
     ]);
     return rows;
   } finally {
-    await c.engine.closeSession();
-    await c.engine.close();
+    await c.close();
   }
 }
 
@@ -287,10 +289,11 @@ async function fill(database: DatabaseName, url: string, count: number): Promise
   }
 }
 
-async function inodes(database: DatabaseName, url: string, count: number): Promise<Row[]> {
-  const c = await connect(url, true);
+/** Rates on an empty volume (`emptyUrl`, on a server of its own) and on a full one, in turn, so that both see the same machine. */
+async function inodes(database: DatabaseName, url: string, emptyUrl: string, count: number): Promise<Row[]> {
+  const [empty, full] = [await connect(emptyUrl, true), await connect(url, true)];
   const calls = 3000;
-  const rates = async (label: string): Promise<number[]> => {
+  const rates = async (c: Client, label: string): Promise<number[]> => {
     const dir = await c.mkdir(0, 1, label);
     const made: number[] = [];
     const out = [await rate(calls, 8, async (i, slot) => void made.push((await c.create(slot, dir, `f${i}`)).ino))];
@@ -305,24 +308,37 @@ async function inodes(database: DatabaseName, url: string, count: number): Promi
     return out;
   };
   try {
-    await rates('warm');
-    const before = await rates('before');
     const start = performance.now();
     await fill(database, url, count);
     console.log(`${database}: ${count} files in ${((performance.now() - start) / 1000).toFixed(0)} s`);
-    const after = await rates('after');
+    const rounds: [number[], number[]][] = [];
+    for (let i = 0; i < 6; i++) {
+      const label = `round${i}`;
+      const round: [number[], number[]] = [await rates(empty, label), await rates(full, label)];
+      if (i > 0) rounds.push(round); // the first warms both up
+    }
     // A file of the fill is found.
-    const folder = await c.engine.lookup(cred, 1, name('fill0'));
-    await c.engine.lookup(cred, folder.ino, name('file0'));
-    return ['create', 'getattr', 'lookup', 'rename', 'unlink'].map((what, i) => [
-      what,
-      before[i]!,
-      after[i]!,
-      (after[i]! / before[i]!).toFixed(2),
-    ]);
+    const folder = await full.engine.lookup(cred, 1, name('fill0'));
+    await full.engine.lookup(cred, folder.ino, name('file0'));
+    const median = (of: number[]): number => of.sort((a, b) => a - b)[of.length >> 1]!;
+    return ['create', 'getattr', 'lookup', 'rename', 'unlink'].map((what, i) => {
+      const [without, withFiles] = [median(rounds.map(r => r[0][i]!)), median(rounds.map(r => r[1][i]!))];
+      return [what, without, withFiles, median(rounds.map(r => r[1][i]! / r[0][i]!)).toFixed(2)];
+    });
   } finally {
-    await c.engine.closeSession();
-    await c.engine.close();
+    await empty.close();
+    await full.close();
+  }
+}
+
+/** Runs something with the URL of a second, empty server. */
+async function besideEmpty<T>(database: DatabaseName, run: (url: string) => Promise<T>): Promise<T> {
+  const backend = await startBackend(database, 'file');
+  if ('missing' in backend) throw new Error(backend.missing);
+  try {
+    return await run((await backend.meta()) ?? '');
+  } finally {
+    await backend.stop();
   }
 }
 
@@ -350,7 +366,7 @@ for (const what of positionals.length > 0 ? positionals : ['hot']) {
           ? await hot(url, given ?? 4000)
           : what === 'directory'
             ? await directory(url, given ?? 1_000_000)
-            : await inodes(database, url, given ?? 10_000_000);
+            : await besideEmpty(database, emptyUrl => inodes(database, url, emptyUrl, given ?? 10_000_000));
       const heads = HEADS[what]!;
       console.log(`\n${what}, ${backend.label}\n| ${heads.join(' | ')} |\n|---|${'---:|'.repeat(heads.length - 1)}`);
       for (const row of rows) console.log(`| ${row.map(show).join(' | ')} |`);
