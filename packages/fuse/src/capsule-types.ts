@@ -58,6 +58,11 @@ export interface Capsule {
   records(spec: SectionSpec, migrate?: (from: Records, to: Records) => void): Records;
   /** One variable-length value, replaced atomically (two copies, a selector word). At most `max` bytes. */
   blob(name: string, max: number): Blob;
+  /**
+   * A blob that a version may do without: one that does not know it can adopt the capsule all the same (a downgrade), and what it said before is gone when a
+   * version that knows it comes back. Also gone when a process died before it opened it.
+   */
+  hint(name: string, max: number): Blob;
   readonly arena: Arena;
 }
 

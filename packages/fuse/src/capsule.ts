@@ -14,10 +14,11 @@
  *      56  u32      entries of the directory
  *      60  u32      bytes of a directory entry (128)
  *      64  u32      complete: 1, stored last
+ *      68  u32      adoptions: how often the capsule was opened for serving (mutable)
  *     pages 1..8    section directory, 256 entries of 128 bytes
  *       0  u32      state: 0 free, 1 valid, 2 retired (replaced by a migrated one); stored last
  *       4  u32      CRC-32 of bytes 8..119
- *       8  u32      kind: 1 records, 2 blob
+ *       8  u32      kind: 1 records, 2 blob, 3 hint (a blob that a version may do without)
  *      12  u32      layout version of the section's records
  *      16  u64      record size (blob: the greatest length)
  *      24  u64      capacity (blob: 1)
@@ -27,7 +28,7 @@
  *     120  u32      records: no record at or behind this index was ever used (mutable, grows; stored before a record is published)
  *     then          the sections' ranges, one behind the other. Pages never touched cost nothing.
  *
- * A blob's range: u32 selector (0 unset, 1, 2) at 0; its copies at 64 and at 64 + 8 + max rounded up to 8, each u32 length, u32 CRC-32, bytes. The copy that is
+ * A blob's range: u32 selector (0 unset, 1, 2) at 0; of a hint, u32 at 4: the adoption in which it was opened last; its copies at 64 and at 64 + 8 + max rounded up to 8, each u32 length, u32 CRC-32, bytes. The copy that is
  * not selected is written, then the selector stored.
  *
  * Exclusion (design: exactly one server): {@link lockCapsule} takes a per-process fcntl write lock on the memfd before anything else. The kernel drops such a
@@ -63,6 +64,10 @@ const ENTRY = 128;
 const FIRST_SECTION = DIRECTORY + ENTRIES * ENTRY;
 const KIND_RECORDS = 1;
 const KIND_BLOB = 2;
+const KIND_HINT = 3;
+const KINDS = { [KIND_RECORDS]: 'records', [KIND_BLOB]: 'blob', [KIND_HINT]: 'hint' } as const;
+/** Place of the number of adoptions. */
+const ADOPTIONS = 68;
 /** Ends the name of a section that is being filled. */
 const TEMPORARY = ' (new)';
 const FREE = 0;
@@ -108,7 +113,7 @@ export interface CapsuleOptions {
 /** What a section directory says: for checks before a take-over and for `status`. */
 export interface SectionInfo {
   name: string;
-  kind: 'records' | 'blob';
+  kind: 'records' | 'blob' | 'hint';
   version: number;
   recordSize: number;
   capacity: number;
@@ -191,11 +196,13 @@ export function peekBlob(fd: number, name: string): Uint8Array | undefined {
   const head = mapWhole(fd, false);
   try {
     readHeader(head);
-    const section = readDirectory(head).find(s => s.name === name && s.kind === 'blob');
+    const section = readDirectory(head).find(s => s.name === name && s.kind !== 'records');
     if (!section) return undefined;
     const memory = mapFd(fd, section.offset, section.length, false);
     try {
-      return blobOver(memory, section).get();
+      // What a version left behind that the serving one does not know says nothing of now.
+      const stale = section.kind === 'hint' && openedIn(memory) !== head.view.getUint32(ADOPTIONS, true);
+      return stale ? undefined : blobOver(memory, section).get();
     } finally {
       unmap(memory);
     }
@@ -241,6 +248,8 @@ export function openCapsule(
   const locked = mlockOnFault(arenaMemory.address, arenaMemory.length);
   const arena: Arena = createArena(fds.arena, arenaMemory, tables);
   const fresh = directory.length === 0;
+  const adoption = (memory.view.getUint32(ADOPTIONS, true) + 1) >>> 0;
+  memory.view.setUint32(ADOPTIONS, adoption, true);
   const opened = new Map<string, Records | Blob>();
 
   function sectionMemory(section: Section): Memory {
@@ -256,7 +265,7 @@ export function openCapsule(
   function add(info: SectionInfo): Section {
     const used = readDirectory(memory, true);
     const offset = Math.max(FIRST_SECTION, ...used.map(s => s.offset + s.length));
-    const bytes = info.kind === 'blob' ? 64 + 2 * copySize(info.recordSize) : info.recordSize * info.capacity;
+    const bytes = info.kind === 'records' ? info.recordSize * info.capacity : 64 + 2 * copySize(info.recordSize);
     const length = Math.ceil(bytes / 4096) * 4096;
     const entry = freeEntry();
     if (offset + length > header.size) throw new CapsuleError('full', `no room for section ${info.name}`);
@@ -303,12 +312,12 @@ export function openCapsule(
     return replace(old, wanted, to => migrate(recordsOver(memory, old), recordsOver(memory, to)));
   }
 
-  function blob(name: string, max: number): Blob {
+  function blob(name: string, max: number, kind: 'blob' | 'hint' = 'blob'): Blob {
     const before = opened.get(name);
     if (before) return before as Blob;
-    const wanted: SectionInfo = { name, kind: 'blob', version: 1, recordSize: max, capacity: 1 };
+    const wanted: SectionInfo = { name, kind, version: 1, recordSize: max, capacity: 1 };
     let found = directory.find(s => s.name === name);
-    if (found && found.kind !== 'blob') throw new CapsuleError('foreign', `section ${name} is not a blob`);
+    if (found?.kind === 'records') throw new CapsuleError('foreign', `section ${name} is not a blob`);
     if (found && found.version > 1) throw new CapsuleError('newer', `blob ${name} has version ${found.version}`);
     if (found && found.recordSize < max) {
       const value = blobOver(sectionMemory(found), found).get();
@@ -317,12 +326,17 @@ export function openCapsule(
       });
     }
     const section = found ?? add(wanted);
-    const result = blobOver(sectionMemory(section), section);
+    const range = sectionMemory(section);
+    const result = blobOver(range, section);
+    if (section.kind === 'hint') {
+      if (openedIn(range) !== (adoption - 1) >>> 0) result.clear();
+      range.view.setUint32(4, adoption, true);
+    }
     opened.set(name, result);
     return result;
   }
 
-  return { id: header.id, fresh, locked, records, blob, arena };
+  return { id: header.id, fresh, locked, records, blob, hint: (name, max) => blob(name, max, 'hint'), arena };
 }
 
 const ARENA_UNIT = 2 ** 18;
@@ -372,12 +386,12 @@ function readDirectory({ view, bytes }: Memory, all = false): Section[] {
     if (state === FREE) continue;
     if (view.getUint32(at + 4, true) !== crc32(bytes.subarray(at + 8, at + 120)))
       throw new CapsuleError('damaged', `the checksum of section ${entry} is wrong`);
-    const kind = view.getUint32(at + 8, true);
-    if (kind !== KIND_RECORDS && kind !== KIND_BLOB)
-      throw new CapsuleError('newer', `section ${entry} has unknown kind ${kind}`);
+    const code = view.getUint32(at + 8, true);
+    const kind = (KINDS as Record<number, SectionInfo['kind']>)[code];
+    if (!kind) throw new CapsuleError('newer', `section ${entry} has unknown kind ${code}`);
     const section: Section = {
       entry,
-      kind: kind === KIND_BLOB ? 'blob' : 'records',
+      kind,
       version: view.getUint32(at + 12, true),
       recordSize: Number(view.getBigUint64(at + 16, true)),
       capacity: Number(view.getBigUint64(at + 24, true)),
@@ -418,7 +432,7 @@ function checkSection(found: SectionInfo, wanted: SectionInfo): void {
 
 /**
  * Whether a version that knows these sections can adopt a capsule with those: undefined, or the reason why not. A section it does not know would be
- * lost, so that is a reason too. Asked before a take-over: the old process goes on then.
+ * lost, so that is a reason too, unless it is a hint. Asked before a take-over: the old process goes on then.
  */
 export function incompatible(
   have: readonly SectionInfo[],
@@ -426,6 +440,7 @@ export function incompatible(
 ): string | undefined {
   for (const section of have) {
     const ours = known.find(k => k.name === section.name);
+    if (!ours && section.kind === 'hint') continue;
     if (!ours) return `the capsule has a section "${section.name}" that this version does not know`;
     if (section.version > ours.version)
       return `section "${section.name}" of the capsule has version ${section.version}, this version reads up to ${ours.version}`;
@@ -443,7 +458,8 @@ function writeEntry(memory: Memory, section: Section, high = 0): void {
   const name = Buffer.from(section.name);
   if (name.length > 71) throw new RangeError(`section name too long: ${section.name}`);
   bytes.fill(0, at, at + ENTRY);
-  view.setUint32(at + 8, section.kind === 'blob' ? KIND_BLOB : KIND_RECORDS, true);
+  const code = { records: KIND_RECORDS, blob: KIND_BLOB, hint: KIND_HINT }[section.kind];
+  view.setUint32(at + 8, code, true);
   view.setUint32(at + 12, section.version, true);
   view.setBigUint64(at + 16, BigInt(section.recordSize), true);
   view.setBigUint64(at + 24, BigInt(section.capacity), true);
@@ -530,11 +546,14 @@ function cellsOver({ buffer, byteOffset, byteLength }: Uint8Array): Cells {
   };
 }
 
+/** The adoption in which a hint was opened last. */
+const openedIn = ({ view }: Pick<Memory, 'view'>): number => view.getUint32(4, true);
+
 function copySize(max: number): number {
   return 8 + Math.ceil(max / 8) * 8;
 }
 
-function blobOver({ bytes, view }: Memory, section: Section): Blob {
+function blobOver({ bytes, view }: Memory, section: Section): Blob & { clear(): void } {
   const { name, recordSize: max } = section;
   const selector = new Int32Array(bytes.buffer, bytes.byteOffset, 1);
   const at = (copy: number) => 64 + (copy - 1) * copySize(max);
@@ -549,6 +568,9 @@ function blobOver({ bytes, view }: Memory, section: Section): Blob {
       if (crc32(value) !== view.getUint32(at(copy) + 4, true))
         throw new CapsuleError('damaged', `the checksum of blob ${name} is wrong`);
       return value;
+    },
+    clear() {
+      Atomics.store(selector, 0, 0);
     },
     set(value) {
       if (value.length > max) throw new RangeError(`blob ${name} takes ${max} bytes, not ${value.length}`);

@@ -139,6 +139,26 @@ test('an older section is migrated, a newer one refused', () =>
     );
   }));
 
+test('a version that does not know a hint adopts the capsule all the same, and what the hint said is forgotten', () =>
+  withCapsule(fds => {
+    const text = (): string | undefined => {
+      const value = peekBlob(fds.capsule, 'hint');
+      return value && Buffer.from(value).toString();
+    };
+    openCapsule(fds).hint('hint', 100).set(Buffer.from('one'));
+    assert.equal(text(), 'one');
+    assert.equal(incompatible(inspectCapsule(fds.capsule).sections, []), undefined);
+    const next = openCapsule(fds);
+    assert.equal(text(), undefined, 'not opened yet');
+    assert.equal(Buffer.from(next.hint('hint', 100).get()!).toString(), 'one');
+    openCapsule(fds); // does not know it
+    assert.equal(text(), undefined);
+    const later = openCapsule(fds).hint('hint', 100);
+    assert.equal(later.get(), undefined);
+    later.set(Buffer.from('two'));
+    assert.equal(text(), 'two');
+  }));
+
 test('foreign and damaged memory is refused, whatever byte is wrong', () => {
   const foreign = sys.memfdCreate('foreign');
   const arena = sys.memfdCreate('arena');

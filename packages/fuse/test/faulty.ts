@@ -33,6 +33,7 @@ const capsule: Capsule = {
   fresh: open.fresh,
   arena: open.arena,
   blob: open.blob,
+  hint: open.hint,
   records: spec => mined(open.records(spec)),
 };
 const session = serve({ fd: 3, capsule, fileSystem: new MemoryFs(capsule) });

@@ -17,7 +17,7 @@ import type { Format } from '../format/volume.ts';
 import { type LogHandle, startLog } from '../observe/log.ts';
 import type { Metrics } from '../observe/metrics.ts';
 import { releaseCode, releasesWhenIdle } from '../observe/resident.ts';
-import { decodeTroubles, keepTroubles, SAME_MS, TROUBLES_BLOB, TROUBLES_BYTES } from '../observe/troubles.ts';
+import { decodeTroubles, keepTroubles, SAME_MS, TROUBLES_BYTES, TROUBLES_HINT } from '../observe/troubles.ts';
 import { CLIENT_VERSION, VERSION } from '../version.ts';
 import { ownPeriod } from '../vfs/upkeep.ts';
 import { VFS_SECTIONS } from '../vfs/vfs.ts';
@@ -55,7 +55,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       process.on('SIGHUP', () => log.reopen());
       if (why === 'upgrade')
         await rehearse().catch((error: unknown) => log.debug(`nothing was rehearsed: ${messageOf(error)}`));
-      return prepare(options, log, launch, decodeTroubles(peek(TROUBLES_BLOB)));
+      return prepare(options, log, launch, decodeTroubles(peek(TROUBLES_HINT)));
     },
     async serve(start, warm) {
       const { capsule, launch } = start;
@@ -69,7 +69,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         );
       };
       const limit = options.waitTimeoutMs || undefined;
-      const kept = capsule.blob(TROUBLES_BLOB, TROUBLES_BYTES);
+      const kept = capsule.hint(TROUBLES_HINT, TROUBLES_BYTES);
       warm.show.troubles = list => {
         start.troubled(list);
         if (list.length > 0 || performance.now() > SAME_MS) keepTroubles(kept, list);

@@ -10,9 +10,9 @@ export interface Trouble {
   message: string;
 }
 
-/** What of a trouble outlives the process: JSON in a blob of the capsule, written when the list changes. */
+/** What of a trouble outlives the process: JSON in a hint of the capsule, written when the list changes. */
 export type Since = Pick<Trouble, 'what' | 'since'>;
-export const TROUBLES_BLOB = 'vfs.troubles';
+export const TROUBLES_HINT = 'vfs.troubles';
 export const TROUBLES_BYTES = 1024;
 
 export function keepTroubles(blob: Blob, list: readonly Trouble[]): void {
