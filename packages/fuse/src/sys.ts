@@ -104,6 +104,8 @@ const SYS_mlock2 = process.arch === 'arm64' ? 284 : 325;
 const SYS_timer_create = process.arch === 'arm64' ? 107 : 222;
 const SYS_timer_settime = process.arch === 'arm64' ? 110 : 223;
 const MLOCK_ONFAULT = 1;
+const AT_FDCWD = -100;
+const AT_SYMLINK_FOLLOW = 0x400;
 
 // --- Bindings -----------------------------------------------------------------------------------------------------
 
@@ -124,6 +126,9 @@ const c = {
   pread: bind<(fd: N, a: N, n: N, o: N) => N>('long pread64(int, uintptr_t, size_t, int64_t)'),
   pwrite: bind<(fd: N, a: N, n: N, o: N) => N>('long pwrite64(int, uintptr_t, size_t, int64_t)'),
   preadv2: bind<(fd: N, a: N, n: N, o: N, flags: N) => N>('long preadv64v2(int, uintptr_t, int, int64_t, int)'),
+  linkat: bind<(from: N, path: string, to: N, target: string, flags: N) => N>(
+    'int linkat(int, const char*, int, const char*, int)',
+  ),
   getrusage: bind<(who: N, a: N) => N>('int getrusage(int, uintptr_t)'),
   open: bind<(path: string, flags: N, mode: N) => N>('int open64(const char*, int, uint)'),
   close: bind<(fd: N) => N>('int close(int)'),
@@ -277,6 +282,11 @@ export function pwrite(fd: number, address: number, length: number, offset: numb
 export function preadv2(fd: number, iovecs: number, count: number, offset: number, flags: number): number {
   const n = c.preadv2(fd, iovecs, count, offset, flags);
   return n < 0 ? -koffi.errno() : n;
+}
+
+/** Gives an open file a (further) name, also one that has none (O_TMPFILE): linkat(2) by way of /proc, which needs no privilege. Nothing is replaced: -EEXIST. */
+export function linkOpenFile(fd: number, path: string): number {
+  return c.linkat(AT_FDCWD, `/proc/self/fd/${fd}`, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0 ? -koffi.errno() : 0;
 }
 
 let usageMemory: Memory | undefined;

@@ -16,16 +16,20 @@ export function writeNow(path: string, pieces: readonly Uint8Array[]): void {
   const fd = fs.openSync(path, 'wx', 0o666);
   try {
     try {
-      for (let at = 0; at < pieces.length; at += IOV_MAX) {
-        let part: readonly Uint8Array[] = pieces.slice(at, at + IOV_MAX);
-        while (part.length > 0) part = rest(part, fs.writevSync(fd, part));
-      }
+      writeAll(fd, pieces);
     } finally {
       fs.closeSync(fd);
     }
   } catch (error) {
     fs.rmSync(path, { force: true });
     throw error;
+  }
+}
+
+export function writeAll(fd: number, pieces: readonly Uint8Array[]): void {
+  for (let at = 0; at < pieces.length; at += IOV_MAX) {
+    let part: readonly Uint8Array[] = pieces.slice(at, at + IOV_MAX);
+    while (part.length > 0) part = rest(part, fs.writevSync(fd, part));
   }
 }
 

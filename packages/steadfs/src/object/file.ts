@@ -12,6 +12,7 @@ import { getSystemErrorMap } from 'node:util';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { createOpenFiles, isAligned, readCached, readInPool, readNow, writeInPool, writeNow } from './file-io.ts';
 import { createDirect, createPace, dirtyPages } from './file-pace.ts';
+import { createSpares } from './file-spares.ts';
 import { type ObjectInfo, type ObjectStore, StoreError, type StoreErrorKind } from './store.ts';
 
 /** Largest object that may be written, and largest range that may be read, on the loop. */
@@ -61,6 +62,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
   const opens = createPace(false);
   const direct = createDirect();
   const openFiles = createOpenFiles(OPEN_MAX, OPEN_IDLE);
+  const spares = createSpares(() => faultPoint('object.written'));
   let alongside: boolean | undefined;
   /** The file system can tell what its page cache has. */
   let tells = true;
@@ -119,6 +121,11 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
   }
 
   function putOnLoop(path: string, pieces: readonly Uint8Array[]): void {
+    // It does not replace: an object that is there already is written again below.
+    if (spares.put(path, pieces)) {
+      faultPoint('object.stored');
+      return;
+    }
     const temporary = temporaryOf(path);
     writeNow(temporary, pieces);
     try {
@@ -359,6 +366,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
 
     async close() {
       openFiles.close();
+      spares.close();
     },
   };
 }
