@@ -20,17 +20,9 @@ import {
   type UsageKind,
   type Volume,
 } from '../ops/tx.ts';
+import type { Delta } from '../usage.ts';
 import type { SqlConnection, SqlKind, SqlRow, SqlValue } from './connection.ts';
 import { SeenRows } from './seen-rows.ts';
-
-/** A change of usage that takes effect with the transaction. */
-export interface UsageDelta {
-  kind: UsageKind;
-  key: number;
-  length: number;
-  space: number;
-  inodes: number;
-}
 
 export const NODE_COLUMNS =
   'type, flags, mode, uid, gid, atime, mtime, ctime, atimensec, mtimensec, ctimensec, nlink, length, rdev, parent, access_acl_id, default_acl_id, tier_id';
@@ -149,7 +141,7 @@ export function aclFromRow(row: SqlRow): AclRule {
 export class NetworkTx implements Tx {
   readonly volume: Volume;
   readonly now: TimeSet;
-  readonly deltas: UsageDelta[] = [];
+  readonly deltas: Delta[] = [];
   /** Inodes whose rows, directories whose entries, files whose data change. */
   readonly attrs = new Set<Ino>();
   readonly dirs = new Set<Ino>();

@@ -15,6 +15,7 @@ import { type Ino, inoToBigint, isTrash, TRASH } from '../../format/ino.ts';
 import { encodeSlices, SLICE_BYTES, type Slice } from '../../format/slice.ts';
 import type { Dentry, Name, TimeSet } from '../engine.ts';
 import { type Body, done, nothing, type Step, type Tx, type UsageKind, type Volume } from '../ops/tx.ts';
+import type { Delta } from '../usage.ts';
 import type { SqlConnection, SqlValue } from './connection.ts';
 import {
   aclFromRow,
@@ -26,7 +27,6 @@ import {
   nodeValues,
   toIno,
   toNumber,
-  type UsageDelta,
   xattrName,
 } from './network-tx.ts';
 import { SeenRows } from './seen-rows.ts';
@@ -92,7 +92,7 @@ function gated(sql: string, gate: string): string {
 export class OptimisticTx implements Tx {
   readonly volume: Volume;
   readonly now: TimeSet;
-  readonly deltas: UsageDelta[] = [];
+  readonly deltas: Delta[] = [];
   readonly #nodes = new Map<Ino, NodePlan>();
   readonly #edges = new Map<string, EdgePlan>();
   readonly #host: NetworkTxHost;
