@@ -150,3 +150,8 @@ export function recordsOf(slice: Slice): SliceRec[] {
   }
   return records;
 }
+
+/** Goes on with whoever waits for the slice. */
+export function wake(slice: Slice): void {
+  for (const go of slice.waiters.splice(0)) go();
+}

@@ -9,42 +9,37 @@
  *   for each contiguous piece.
  * A slice is committed when all its blocks are in the store, after the slices before it in its chunk, and, when it makes the file longer, after what makes it
  * longer in lower chunks.
+ *
+ * The way of the bytes: here (files, memory, when) → placing.ts → freezing.ts → uploads.ts → commits.ts. After a death: recovery.ts.
  */
 import type { WriteData } from '@steadfs/fuse';
-import { EDQUOT, EFBIG, EINVAL, EIO, ENOENT, ENOSPC, EPERM, EROFS, type Errno, errnoOf } from '@steadfs/fuse/errno';
+import { EFBIG, EIO, ENOENT, ENOSPC, type Errno, errnoOf } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import type { Attr } from '../format/attr.ts';
 import type { Ino } from '../format/ino.ts';
 import { CHUNK_SIZE } from '../format/slice.ts';
 import { now } from '../meta/clock.ts';
-import { type MetaEngine, OpKind, type TimeSet, type WriteResult } from '../meta/engine.ts';
-import { type BlockLayout, blockCount, blockKey } from './blocks.ts';
-import type { BlockCache, Segment } from './cache.ts';
+import type { MetaEngine, TimeSet, WriteResult } from '../meta/engine.ts';
+import { type BlockLayout, blockCount } from './blocks.ts';
+import type { BlockCache } from './cache.ts';
 import type { ChunkLists } from './chunk-lists.ts';
-import { type Chunk, type Extent, type File, firstAfter, makeSlice, recordsOf, type Slice } from './dirty.ts';
+import { createCommits } from './commits.ts';
+import { type Chunk, type File, firstAfter, type Slice, wake } from './dirty.ts';
 import type { PendingAttr, Waiting } from './file-data.ts';
+import { createFreezing } from './freezing.ts';
 import { type Journal, KILL_SUIDGID } from './journal.ts';
 import { type Memory, type Run, roundToPages } from './memory.ts';
+import { createPlacing } from './placing.ts';
 import { restore } from './recovery.ts';
-import { sleep, type Transfer } from './transfer.ts';
-import { createTrouble, RETRY_FIRST, RETRY_MAX, text } from './trouble.ts';
+import type { Transfer } from './transfer.ts';
+import { createTrouble, text } from './trouble.ts';
 import { createUnsynced } from './unsynced.ts';
 import { createUploads } from './uploads.ts';
 import { patiently } from './waiting.ts';
 
-/** Shorter data is copied behind its predecessor instead of taking the request's pages. */
-const TAKE_FROM = 16 * 1024;
-/** Runs for small contiguous writes grow up to this. */
-const RUN_MAX = 1024 * 1024;
-/** Records of one packed slice at most. */
-const RECORDS_PER_SLICE = 1000;
 /** ms without a write to the file, and since the chunk's first, after which open data is flushed. */
 const IDLE = 1000;
 const AGE = 15_000;
-/** `juicefs gc` removes unreferenced objects after an hour: blocks that wait for their commit that long are uploaded again. */
-const UPLOAD_VALID = 45 * 60_000;
-/** Slice ids fetched at once. */
-const ID_BATCH = 256;
 
 export interface WriterOptions {
   meta: MetaEngine;
@@ -103,13 +98,12 @@ export interface Writer {
 }
 
 export function createWriter(options: WriterOptions): Writer {
-  const { meta, memory, journal, transfer, cache, lists, layout } = options;
+  const { meta, memory, journal, transfer, layout } = options;
   const { arena } = memory;
   const bs = layout.blockSize;
   const files = new Map<Ino, File>();
   /** Chunks with open data or a growing slice. */
   const openChunks = new Set<Chunk>();
-  let openTotal = 0;
   /** Room that reads always have: dirty data never fills all. */
   const dirtyMax = Math.floor(memory.ceiling - Math.min(memory.ceiling / 2, Math.max(memory.ceiling / 8, 4 * bs)));
   const pressure = dirtyMax * 0.6;
@@ -121,11 +115,33 @@ export function createWriter(options: WriterOptions): Writer {
   let stopped = false;
 
   const trouble = createTrouble(options.trouble);
-  const { failing, recovered } = trouble;
+  const { failing } = trouble;
   const unsynced = createUnsynced({
     trouble,
     syncObjects: options.syncObjects,
     syncStore: options.syncStore,
+  });
+  const placing = createPlacing({
+    memory,
+    journal,
+    opened(chunk) {
+      openChunks.add(chunk);
+      arm(IDLE);
+    },
+    emptied: closeOpen,
+  });
+  const commits = createCommits({
+    ...options,
+    trouble,
+    unsynced,
+    uploads: () => uploads,
+    freeze: chunk => void freezing.freeze(chunk),
+    tidy: tidyChunk,
+    refuse,
+    released() {
+      freezing.released();
+      wakeWriters();
+    },
   });
   const uploads = createUploads({
     memory,
@@ -133,11 +149,25 @@ export function createWriter(options: WriterOptions): Writer {
     transfer,
     layout,
     trouble,
-    uploaded,
-    idle: release,
+    uploaded: commits.uploaded,
+    idle: commits.release,
     stuck(slice) {
       wake(slice);
       if (slice.stuck === ENOSPC) for (const go of writers.splice(0)) go();
+    },
+  });
+  const freezing = createFreezing({
+    meta,
+    journal,
+    layout,
+    trouble,
+    placing,
+    uploads,
+    uploaded: commits.uploaded,
+    wantDurable: commits.wantDurable,
+    emptied: closeOpen,
+    gotIds() {
+      if (writers.length > 0) relieve(true);
     },
   });
   memory.freed = wakeWriters;
@@ -318,299 +348,22 @@ export function createWriter(options: WriterOptions): Writer {
       const pos = offset + at - index * CHUNK_SIZE;
       const len = Math.min(n - at, CHUNK_SIZE - pos);
       const chunk = file.chunks.get(index) ?? newChunk(file, index);
-      placed = placeInChunk(chunk, pos, data, at, len);
+      placed = placing.place(chunk, pos, data, at, len);
       if (!placed) tidyChunk(chunk);
+      else if (chunk.openBytes >= chunk.scanAt) freezing.carve(chunk);
       at += len;
     }
-    if (openTotal > pressure || memory.dirty > dirtyMax * 0.85) relieve(false);
+    if (placing.total > pressure || memory.dirty > dirtyMax * 0.85) relieve(false);
     return placed;
   }
 
-  function placeInChunk(chunk: Chunk, pos: number, data: WriteData, from: number, len: number): boolean {
-    const { open } = chunk;
-    const end = pos + len;
-    const clock = performance.now();
-    if (open.length === 0) {
-      chunk.since = clock;
-      openChunks.add(chunk);
-      arm(IDLE);
-    }
-    chunk.file.last = clock;
-    let i = firstAfter(open, pos);
-    for (let at = pos; at < end; ) {
-      const e = open[i];
-      const source = from + at - pos;
-      if (e !== undefined && e.pos <= at) {
-        const k = Math.min(end, e.pos + e.len) - at;
-        arena.bytes.set(data.bytes.subarray(source, source + k), e.at + at - e.pos);
-        at += k;
-        i++;
-        continue;
-      }
-      const stop = e === undefined ? end : Math.min(end, e.pos);
-      const added = fillGap(chunk, i, at, data, source, stop - at);
-      if (added < 0) {
-        if (open.length === 0) closeOpen(chunk);
-        return false;
-      }
-      i += added;
-      at = stop;
-    }
-    if (chunk.openBytes >= chunk.scanAt) carve(chunk);
-    return true;
-  }
-
-  /** Puts bytes where nothing is open, before index `i`. Answers how many extents were inserted, -1 without memory. */
-  function fillGap(chunk: Chunk, i: number, pos: number, data: WriteData, source: number, len: number): number {
-    const { open } = chunk;
-    // What is taken cannot be given back: the record comes first.
-    if (len === data.bytes.length && len >= TAKE_FROM && memory.room(len) && journal.hasExtent()) {
-      const at = data.take();
-      if (at !== undefined) {
-        faultPoint('write.pages-taken');
-        const run = memory.adoptTaken(at, len);
-        run.used = at + len;
-        return insert(chunk, i, pos, len, at, run) ? 1 : -1;
-      }
-    }
-    const before = open[i - 1];
-    const continues = before !== undefined && before.pos + before.len === pos;
-    let near: number | undefined;
-    let size = len;
-    if (continues) {
-      const { run } = before;
-      if (before.at + before.len === run.used) {
-        const k = Math.min(len, run.at + run.length - run.used);
-        if (k > 0) {
-          arena.bytes.set(data.bytes.subarray(source, source + k), run.used);
-          run.used += k;
-          before.len += k;
-          faultPoint('write.bytes-appended');
-          journal.setExtentLength(before.rec, before.len);
-          grew(chunk, k);
-          if (k === len) return 0;
-          pos += k;
-          source += k;
-          len -= k;
-          size = len;
-        }
-      }
-      near = run.at + run.length;
-      size = Math.max(len, Math.min(RUN_MAX, run.length * 2, CHUNK_SIZE - pos));
-    }
-    const run = memory.alloc(size, near) ?? (size > len ? memory.alloc(len) : undefined);
-    if (run === undefined) return -1;
-    arena.bytes.set(data.bytes.subarray(source, source + len), run.at);
-    run.used = run.at + len;
-    return insert(chunk, i, pos, len, run.at, run) ? 1 : -1;
-  }
-
-  /** The run's one holder becomes the extent. */
-  function insert(chunk: Chunk, i: number, pos: number, len: number, at: number, run: Run): boolean {
-    const rec = journal.addExtent(chunk.file.ino, chunk.index, at, run.at, run.length, pos, len);
-    if (rec === undefined) {
-      memory.drop(run);
-      return false;
-    }
-    memory.markDirty(run);
-    const extent: Extent = { rec, pos, len, at, run, off: 0 };
-    if (i === chunk.open.length) chunk.open.push(extent);
-    else chunk.open.splice(i, 0, extent);
-    grew(chunk, len);
-    return true;
-  }
-
-  function grew(chunk: Chunk, bytes: number): void {
-    chunk.openBytes += bytes;
-    openTotal += bytes;
-  }
-
-  // ── from open to frozen ─────────────────────────────────────────────────────────────────────────────────────────
-
-  /** Moves whole blocks of contiguous open bytes into growing slices and begins their upload. */
-  function carve(chunk: Chunk): void {
-    const { open } = chunk;
-    for (let i = 0; i < open.length; ) {
-      const start = open[i]!.pos;
-      let end = start;
-      let j = i;
-      while (j < open.length && open[j]!.pos === end) end += open[j++]!.len;
-      let moved = false;
-      for (let at = start; end - at >= bs; at += bs) {
-        if (!cut(chunk, at + bs)) break;
-        const slice =
-          chunk.slices.find(s => !s.complete && s.to === at && mayGrow(chunk, s, at + bs)) ?? newSlice(chunk, at);
-        if (slice === undefined) break;
-        let count = 0;
-        while (open[i + count]!.pos + open[i + count]!.len < at + bs) count++;
-        assign(chunk, slice, i, count + 1);
-        journal.setBegun(slice.rec, ++slice.begun);
-        faultPoint('slice.block-begun');
-        uploads.push(slice, slice.begun - 1);
-        moved = true;
-        if (slice.to === CHUNK_SIZE) complete(slice);
-      }
-      // What was moved is no longer in the list; what is left of the piece is shorter than a block.
-      if (!moved) i = j;
-      else while (i < open.length && open[i]!.pos < end) i++;
-    }
-    chunk.scanAt = Math.max(bs, chunk.openBytes + Math.min(bs, 1024 * 1024));
-    if (open.length === 0) closeOpen(chunk);
-    else if (chunk.openBytes < bs) chunk.scanAt = bs;
-    uploads.pump();
-  }
-
-  /** True when no later slice of the chunk overlaps [slice.to, end). */
-  function mayGrow(chunk: Chunk, slice: Slice, end: number): boolean {
-    for (let k = chunk.slices.length - 1; k >= 0; k--) {
-      const s = chunk.slices[k]!;
-      if (s === slice) return true;
-      if (s.from < end && s.to > slice.to && s.extents.some(e => e.pos < end && e.pos + e.len > slice.to)) return false;
-    }
-    return true;
-  }
-
-  /** Makes `pos` a boundary between open extents. False without a record for the second half. */
-  function cut(chunk: Chunk, pos: number): boolean {
-    const i = firstAfter(chunk.open, pos - 1);
-    const e = chunk.open[i]!;
-    return e.pos + e.len === pos || split(chunk, i, pos);
-  }
-
-  /** Splits open extent `i` at position `pos`. False without a record for the second half. */
-  function split(chunk: Chunk, i: number, pos: number): boolean {
-    const e = chunk.open[i]!;
-    const k = pos - e.pos;
-    const rec = journal.addExtent(chunk.file.ino, chunk.index, e.at + k, e.run.at, e.run.length, pos, e.len - k);
-    if (rec === undefined) return false;
-    faultPoint('extent.before-cut');
-    journal.setExtentLength(e.rec, k);
-    faultPoint('extent.cut');
-    memory.hold(e.run);
-    memory.markDirty(e.run);
-    chunk.open.splice(i + 1, 0, { rec, pos, len: e.len - k, at: e.at + k, run: e.run, off: 0 });
-    e.len = k;
-    return true;
-  }
-
-  /** undefined: no id or no record at hand. */
-  function newSlice(chunk: Chunk, from: number): Slice | undefined {
-    const id = journal.nextId();
-    if (journal.idsLeft < 32) void fetchIds();
-    if (id === undefined) return undefined;
-    const seq = journal.nextSeq();
-    const rec = journal.addSlice(chunk.file.ino, chunk.index, id, seq);
-    if (rec === undefined) return undefined;
-    const slice = makeSlice(chunk, rec, seq, id, from);
-    chunk.slices.push(slice);
-    faultPoint('slice.made');
-    return slice;
-  }
-
-  /** Moves `count` open extents from index `i` on to the end of the slice. */
-  function assign(chunk: Chunk, slice: Slice, i: number, count: number): void {
-    const moved = chunk.open.splice(i, count);
-    for (const e of moved) {
-      e.off = slice.size;
-      journal.assignExtent(e.rec, slice.rec, e.off);
-      faultPoint('slice.extent-assigned');
-      slice.extents.push(e);
-      slice.size += e.len;
-      slice.to = e.pos + e.len;
-      grew(chunk, -e.len);
-    }
-  }
-
-  function complete(slice: Slice): void {
-    slice.complete = true;
-    journal.completeSlice(slice.rec, slice.size);
-    for (; slice.begun < blockCount(layout, slice.size); slice.begun++) uploads.push(slice, slice.begun);
-    if (slice.done.size === blockCount(layout, slice.size)) uploaded(slice);
-  }
-
-  /** Nothing of the chunk is open afterwards. False: a slice id or a record is missing; wait for {@link resources}. */
-  function freezeChunk(chunk: Chunk, durable = false): boolean {
-    for (const slice of chunk.slices) {
-      if (slice.complete) continue;
-      const i = firstAfter(chunk.open, slice.to);
-      let count = 0;
-      for (let to = slice.to, e = chunk.open[i]; e !== undefined && e.pos === to; e = chunk.open[i + ++count]) {
-        if (!mayGrow(chunk, slice, e.pos + e.len)) break;
-        to += e.len;
-      }
-      if (count > 0) assign(chunk, slice, i, count);
-      complete(slice);
-    }
-    while (chunk.open.length > 0) {
-      const slice = newSlice(chunk, chunk.open[0]!.pos);
-      if (slice === undefined) {
-        if (durable) wantDurable(chunk);
-        uploads.pump();
-        return false;
-      }
-      let count = 0;
-      let records = 0;
-      let end = -1;
-      for (; count < chunk.open.length; count++) {
-        const e = chunk.open[count]!;
-        if (e.pos !== end && ++records > RECORDS_PER_SLICE) break;
-        end = e.pos + e.len;
-      }
-      assign(chunk, slice, 0, count);
-      complete(slice);
-    }
-    closeOpen(chunk);
-    // Before anything can be committed: the objects reach the disk before, or beside, their commit.
-    if (durable) wantDurable(chunk);
-    uploads.pump();
-    return true;
-  }
-
-  function wantDurable(chunk: Chunk): void {
-    for (const s of chunk.slices) {
-      if (s.durable !== 'no') continue;
-      s.durable = 'wanted';
-      if (s.complete && !s.committing && s.done.size === blockCount(layout, s.size)) syncSlice(s);
-    }
-  }
+  // ── when ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
   /** Nothing is open; while a slice grows the chunk stays listed, for its time to be completed comes too. */
   function closeOpen(chunk: Chunk): void {
     if (chunk.slices.every(s => s.complete)) openChunks.delete(chunk);
     chunk.scanAt = bs;
   }
-
-  let fetching: Promise<void> | undefined;
-  function fetchIds(): Promise<void> {
-    fetching ??= (async () => {
-      try {
-        for (let pause = RETRY_FIRST; ; pause = Math.min(RETRY_MAX, pause * 2)) {
-          try {
-            const first = await meta.newSliceIds(ID_BATCH);
-            journal.giveIds(first, ID_BATCH);
-            if (writers.length > 0) relieve(true);
-            return;
-          } catch (error) {
-            failing(`slice ids: ${text(error)}`);
-            if (stopped) throw error;
-            await sleep(pause);
-          }
-        }
-      } finally {
-        fetching = undefined;
-      }
-    })();
-    return fetching;
-  }
-
-  /** Waits for what a freeze lacked. */
-  async function resources(): Promise<void> {
-    if (journal.idsLeft === 0) await fetchIds();
-    else await new Promise<void>(go => recordWaiters.push(go));
-  }
-  const recordWaiters: (() => void)[] = [];
-
-  // ── when ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
   function arm(ms: number): void {
     if (timer !== undefined || stopped) return;
@@ -620,9 +373,10 @@ export function createWriter(options: WriterOptions): Writer {
       let next = Number.POSITIVE_INFINITY;
       for (const chunk of [...openChunks]) {
         const due = Math.min(chunk.file.last + IDLE, chunk.since + AGE);
-        if (due <= t + 5 && freezeChunk(chunk)) continue;
+        if (due <= t + 5 && freezing.freeze(chunk)) continue;
         next = Math.min(next, Math.max(due - t, 20));
-        if (due <= t + 5) void fetchIds().catch(() => {});
+        // It rejects when the mount ends.
+        if (due <= t + 5) freezing.fetchIds().catch(() => {});
       }
       if (next !== Number.POSITIVE_INFINITY) arm(next);
     }, ms);
@@ -631,230 +385,16 @@ export function createWriter(options: WriterOptions): Writer {
   /** Sends open data on its way, the fullest chunks first, until little is open; with `all` there was no room for a write. */
   function relieve(all: boolean): void {
     if (openChunks.size === 0) return;
-    const goal = all ? Math.min(openTotal - bs, pressure / 4) : pressure / 2;
+    const goal = all ? Math.min(placing.total - bs, pressure / 4) : pressure / 2;
     for (const chunk of [...openChunks].sort((a, b) => b.openBytes - a.openBytes)) {
-      if (openTotal <= goal) return;
-      freezeChunk(chunk);
+      if (placing.total <= goal) return;
+      freezing.freeze(chunk);
     }
     // What grows is only finished by a flush: without this its uploaded blocks would keep their memory.
-    if (memory.dirty - openTotal > pressure) for (const chunk of [...openChunks]) freezeChunk(chunk);
+    if (memory.dirty - placing.total > pressure) for (const chunk of [...openChunks]) freezing.freeze(chunk);
   }
 
-  // ── commit ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-  /** All blocks are in the store. */
-  function uploaded(slice: Slice): void {
-    if (slice.durable === 'wanted') syncSlice(slice);
-    tryCommit(slice.chunk);
-  }
-
-  /** fsync: the objects reach the disk before, or while growing the file beside, the commit. */
-  function syncSlice(slice: Slice): void {
-    slice.durable = 'syncing';
-    const attempt = (pause: number): void => {
-      options.syncObjects(keysOf(slice)).then(
-        () => {
-          faultPoint('slice.synced');
-          slice.durable = 'done';
-          if (slice.settled) wake(slice);
-          else tryCommit(slice.chunk);
-        },
-        (error: unknown) => {
-          failing(text(error));
-          if (!stopped) setTimeout(() => attempt(Math.min(RETRY_MAX, pause * 2)), pause);
-        },
-      );
-    };
-    attempt(RETRY_FIRST);
-  }
-
-  const keysOf = (slice: Slice): string[] =>
-    Array.from({ length: blockCount(layout, slice.size) }, (_, i) => blockKey(layout, slice.id, slice.size, i));
-
-  const endOf = (chunk: Chunk, slice: Slice): number => chunk.index * CHUNK_SIZE + slice.to;
-
-  function tryCommit(chunk: Chunk): void {
-    const slice = chunk.slices[0];
-    if (slice === undefined || !slice.complete || slice.committing || slice.dropped) return;
-    if (slice.done.size < blockCount(layout, slice.size)) return;
-    const { file } = chunk;
-    const end = endOf(chunk, slice);
-    const grows = end > file.length;
-    if (slice.durable === 'syncing' && !(grows && slice.extents[0]!.pos + chunk.index * CHUNK_SIZE >= file.length))
-      return;
-    if (grows && heldByLower(file, chunk.index)) return;
-    if (Date.now() - slice.uploadedAt > UPLOAD_VALID) {
-      slice.done.clear();
-      journal.clearBlocksDone(slice.rec);
-      for (let block = 0; block < slice.begun; block++) uploads.push(slice, block);
-      uploads.pump();
-      return;
-    }
-    if (heldByOthers(slice, file)) return;
-    slice.committing = true;
-    const first = options.compactFirst(file.ino, chunk.index);
-    if (first === undefined) commit(slice, end, RETRY_FIRST);
-    else first.then(() => commit(slice, end, RETRY_FIRST));
-  }
-
-  /** A lower chunk that makes the file longer is committed first; it is sent on its way. */
-  function heldByLower(file: File, index: number): boolean {
-    if (file.chunks.size === 1) return false;
-    let held = false;
-    for (const lower of [...file.chunks.values()]) {
-      if (lower.index >= index) continue;
-      const base = lower.index * CHUNK_SIZE;
-      const last = lower.open.at(-1);
-      const open = last !== undefined && base + last.pos + last.len > file.length;
-      if (open || lower.slices.some(s => !s.complete)) freezeChunk(lower);
-      if (open || lower.slices.some(s => endOf(lower, s) > file.length)) held = true;
-    }
-    return held;
-  }
-
-  /** The last commit of a file is sent when all others have come back: it alone may store the mtime that programs see (storedMtime). */
-  function heldByOthers(slice: Slice, file: File): boolean {
-    return isLast(slice, file, true) && !isLast(slice, file, false);
-  }
-
-  /** Nothing else of the file is uncommitted; `sent`: or its commit is under way. */
-  function isLast(slice: Slice, file: File, sent: boolean): boolean {
-    for (const { open, slices } of file.chunks.values()) {
-      if (open.length > 0) return false;
-      for (const s of slices) if (s !== slice && !s.dropped && !(sent && s.committing)) return false;
-    }
-    return true;
-  }
-
-  /**
-   * mtime for a commit. Other clients tell by mtime, ctime and length whether what they have cached is still good, so every commit has to change one
-   * of them; but the last one must leave what this mount has shown since the write. So those before it store a time some nanoseconds
-   * earlier, each another (the clock counts microseconds), which nobody sees here while data is pending.
-   */
-  function storedMtime(slice: Slice, file: File): TimeSet {
-    if (isLast(slice, file, false)) return file.mtime;
-    const nsec = file.mtime.nsec - 1 - (slice.seq % 999);
-    return nsec < 0 ? { sec: file.mtime.sec - 1, nsec: nsec + 1e9 } : { sec: file.mtime.sec, nsec };
-  }
-
-  function commit(slice: Slice, end: number, pause: number): void {
-    const { chunk } = slice;
-    const { file } = chunk;
-    const records = recordsOf(slice);
-    const kill = file.kill;
-    const op = { kind: OpKind.slice, slot: slice.rec, seq: slice.seq };
-    faultPoint('slice.before-commit');
-    meta.write(op, file.ino, chunk.index, records, end, storedMtime(slice, file), file.ctime, kill).then(
-      result => {
-        faultPoint('slice.committed');
-        if (kill && file.kill) {
-          file.kill = false;
-          if (file.rec >= 0) journal.setFlags(file.rec, 0);
-        }
-        file.length = Math.max(file.length, result.attr.length);
-        lists.appended(file.ino, chunk.index, records, result.records);
-        if (slice.durable === 'no' || slice.durable === 'wanted') {
-          if (slice.durable === 'wanted') syncSlice(slice);
-          else unsynced.remember(file.ino, keysOf(slice));
-        }
-        recovered();
-        // The caller of fsync asks for this next; begun now, it runs beside the sync of the objects. Its own call tells of a failure.
-        if (slice.durable === 'syncing') meta.sync().catch(() => {});
-        // What was written as a stream is seldom read back from here, and fresh memory is dear: most of it makes room at once.
-        finish(slice, slice.size < bs || cache.bytes < memory.ceiling / 8);
-        options.committed(file.ino, chunk.index, result);
-        next(file, chunk);
-      },
-      (error: unknown) => {
-        const errno = (error as Errno).errno;
-        if (slice.dropped || FINAL.has(errno)) {
-          if (errno !== ENOENT.errno && !slice.dropped) refuse(file, error as Errno);
-          if (!slice.dropped) options.warn(`slice ${slice.id} of inode ${file.ino} was refused: ${text(error)}`);
-          discard(slice);
-          next(file, chunk);
-          return;
-        }
-        failing(text(error));
-        slice.failures++;
-        if (slice.failures >= 10) {
-          // Also what waits for this commit to be over.
-          for (const { slices } of file.chunks.values())
-            for (const s of slices) {
-              s.stuck = EIO;
-              wake(s);
-            }
-        }
-        if (!stopped) setTimeout(() => commit(slice, end, Math.min(RETRY_MAX, pause * 2)), pause);
-      },
-    );
-  }
-
-  function next(file: File, chunk: Chunk): void {
-    tryCommit(chunk);
-    if (file.chunks.size > 0) for (const other of [...file.chunks.values()]) if (other !== chunk) tryCommit(other);
-  }
-
-  /** The slice is committed: its bytes become cached blocks, its records are free. */
-  function finish(slice: Slice, keep: boolean): void {
-    journal.commitSlice(slice.rec);
-    if (keep) {
-      const count = blockCount(layout, slice.size);
-      let i = 0;
-      for (let block = 0; block < count; block++) {
-        const from = block * bs;
-        const to = Math.min(slice.size, from + bs);
-        const segments: Segment[] = [];
-        while (i < slice.extents.length && slice.extents[i]!.off + slice.extents[i]!.len <= from) i++;
-        for (let k = i; k < slice.extents.length && slice.extents[k]!.off < to; k++) {
-          const e = slice.extents[k]!;
-          const off = Math.max(e.off, from);
-          memory.hold(e.run);
-          segments.push({
-            off: off - from,
-            len: Math.min(e.off + e.len, to) - off,
-            at: e.at + off - e.off,
-            run: e.run,
-          });
-        }
-        cache.insert(slice.id, block, segments, slice.atHand);
-      }
-    }
-    const { chunk } = slice;
-    const i = chunk.slices.indexOf(slice);
-    if (i >= 0) chunk.slices.splice(i, 1);
-    release(slice);
-    slice.settled = true;
-    if (slice.durable !== 'syncing') wake(slice);
-    tidyChunk(chunk);
-  }
-
-  /** Frees memory and records of a slice that is out of its chunk, once nothing reads them. */
-  function release(slice: Slice): void {
-    slice.releasing = slice.inFlight > 0;
-    if (slice.releasing) return;
-    for (const e of slice.extents) {
-      journal.freeExtent(e.rec);
-      memory.unmarkDirty(e.run);
-      memory.drop(e.run);
-    }
-    slice.extents = [];
-    faultPoint('slice.before-free');
-    journal.freeSlice(slice.rec);
-    faultPoint('slice.freed');
-    for (const go of recordWaiters.splice(0)) go();
-    wakeWriters();
-    for (const key of slice.garbage)
-      options.deleteObject(key).catch((e: unknown) => options.warn(`${key} stays in the store: ${text(e)}`));
-  }
-
-  /** The data is given up; what was uploaded, or is being uploaded, is deleted. */
-  function discard(slice: Slice): void {
-    slice.garbage = slice.complete
-      ? keysOf(slice)
-      : Array.from({ length: slice.begun }, (_, i) => blockKey(layout, slice.id, (i + 1) * bs, i));
-    slice.dropped = true;
-    finish(slice, false);
-  }
+  // ── data that was refused ───────────────────────────────────────────────────────────────────────────────────────
 
   function refuse(file: File, errno: Errno): void {
     if (file.unwanted) return;
@@ -873,10 +413,6 @@ export function createWriter(options: WriterOptions): Writer {
   function told(file: File): Errno {
     file.told = true;
     return file.error!;
-  }
-
-  function wake(slice: Slice): void {
-    for (const go of slice.waiters.splice(0)) go();
   }
 
   // ── fsync ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -898,7 +434,7 @@ export function createWriter(options: WriterOptions): Writer {
   ): Promise<void> {
     const slices: Slice[] = [];
     for (const chunk of chunks) {
-      while (!freezeChunk(chunk, durable)) await patiently(resources(), waiting);
+      while (!freezing.freeze(chunk, durable)) await patiently(freezing.resources(), waiting);
       slices.push(...chunk.slices);
     }
     uploads.kick(file);
@@ -911,13 +447,12 @@ export function createWriter(options: WriterOptions): Writer {
       memory.unmarkDirty(e.run);
       memory.drop(e.run);
     }
-    openTotal -= chunk.openBytes;
-    chunk.openBytes = 0;
+    placing.grew(chunk, -chunk.openBytes);
     chunk.open.length = 0;
     closeOpen(chunk);
     for (const slice of [...chunk.slices]) {
       if (slice.committing) slice.dropped = true;
-      else discard(slice);
+      else commits.discard(slice);
     }
     tidyChunk(chunk);
   }
@@ -940,7 +475,7 @@ export function createWriter(options: WriterOptions): Writer {
     const clock = performance.now();
     for (const file of [...files.values()]) {
       for (const chunk of file.chunks.values()) {
-        for (const e of chunk.open) grew(chunk, e.len);
+        for (const e of chunk.open) placing.grew(chunk, e.len);
         if (chunk.open.length === 0 && chunk.slices.every(s => s.complete)) continue;
         chunk.since = file.last = clock;
         openChunks.add(chunk);
@@ -970,7 +505,7 @@ export function createWriter(options: WriterOptions): Writer {
       for (const chunk of [...file.chunks.values()]) {
         for (const slice of chunk.slices)
           for (let block = 0; block < slice.begun; block++) if (!slice.done.has(block)) uploads.push(slice, block);
-        tryCommit(chunk);
+        commits.tryCommit(chunk);
       }
     if (openChunks.size > 0) arm(IDLE);
     uploads.pump();
@@ -988,7 +523,7 @@ export function createWriter(options: WriterOptions): Writer {
           // Of more than 64 blocks the record does not tell.
           if (!slice.complete || slice.done.size < Math.min(64, blockCount(layout, slice.size))) continue;
           const records = await meta.readChunk(file.ino, chunk.index);
-          if (records.some(r => r.id === slice.id)) finish(slice, false);
+          if (records.some(r => r.id === slice.id)) commits.finish(slice, false);
           else {
             slice.done.clear();
             journal.clearBlocksDone(slice.rec);
@@ -1125,10 +660,9 @@ export function createWriter(options: WriterOptions): Writer {
       clearTimeout(timer);
       uploads.stop();
       unsynced.stop();
+      commits.stop();
+      freezing.stop();
     },
   };
   return writer;
 }
-
-/** What makes a commit fail for good: the data is given up and the error reported. */
-const FINAL = new Set([ENOENT, ENOSPC, EDQUOT, EFBIG, EPERM, EINVAL, EROFS].map(e => e.errno));
