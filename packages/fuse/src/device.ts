@@ -5,6 +5,7 @@
  * setImmediate for up to 100 µs, timers and sockets being served at each turn. How long is learnt: a time that brought nothing
  * several times in a row is halved, down to none, and comes back when a request (or an answer) would have fallen into it. Two such times are kept, one
  * for the next request and one for an answer that is under way (a database on this machine answers in it, an object store does not).
+ * A caller that is on the loop's own processor (nearness.ts) cannot call while the loop tries to read: the processor is offered after each attempt.
  * A spinner that was not given the processor is in the way of those that the machine is for: it sleeps for a growing time.
  *
  * Rules of the kernel that matter here: the fd must be mounted before it is polled (epoll of an unmounted one can hang); every
@@ -14,6 +15,7 @@
 import koffi from 'koffi';
 import { PAGE, WRITE_PREFIX } from './abi.ts';
 import { faultPoint } from './fault.ts';
+import { Nearness } from './nearness.ts';
 import { type NotificationWriter, notificationWriter } from './notifier.ts';
 import type { Slots } from './slots.ts';
 import {
@@ -148,6 +150,7 @@ export class Device {
   #bodyLength = -1;
   #notifying: Promise<unknown> = Promise.resolve();
   readonly #notifications: NotificationWriter;
+  readonly #nearness = new Nearness();
 
   /** `spin`: the longest busy poll, milliseconds (0: none). */
   constructor(fd: number, slots: Slots, receiver: Receiver, spin = 0.1) {
@@ -272,7 +275,7 @@ export class Device {
   #poll(): boolean {
     const receiver = this.#receiver;
     const slots = this.#slots;
-    const attempts = receiver.working > 0 ? 1 : ATTEMPTS;
+    const attempts = receiver.working > 0 || this.#nearness.together ? 1 : ATTEMPTS;
     let empty = 0;
     let count = 0;
     let start = 0;
@@ -299,6 +302,7 @@ export class Device {
         if (count++ === 0) start = performance.now();
         this.#draining = true;
         faultPoint('request.read');
+        this.#nearness.called(slots.landedPid);
         receiver.received(n);
         this.#draining = false;
         empty = 0;

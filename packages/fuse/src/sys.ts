@@ -167,6 +167,9 @@ const c = {
     'int execve(const char*, const char**, const char**)',
   ),
   sched_yield: bind<() => N>('int sched_yield()'),
+  sched_getcpu: bind<() => N>('int sched_getcpu()'),
+  sched_getaffinity: bind<(pid: N, n: N, mask: N) => N>('int sched_getaffinity(int, size_t, uintptr_t)'),
+  sched_setaffinity: bind<(pid: N, n: N, mask: N) => N>('int sched_setaffinity(int, size_t, uintptr_t)'),
   geteuid: bind<() => N>('uint geteuid()'),
   getegid: bind<() => N>('uint getegid()'),
   syscall: bind<(nr: N, a: N, b: N, d: N, e: N) => N>('long syscall(long, long, long, long, long)'),
@@ -307,6 +310,31 @@ export function writeAsync(fd: number, address: number, length: number): Promise
 }
 export function schedYield(): void {
   c.sched_yield();
+}
+
+/** The processor that this thread runs on. */
+export function currentProcessor(): number {
+  return c.sched_getcpu();
+}
+
+let processorMasks: Memory | undefined;
+/** Bytes of a mask: 8,192 processors, the most that Linux can be built for. */
+const MASK = 1024;
+/**
+ * Moves this thread to a processor, at once; from there the scheduler may move it on as before (what it may run on is not changed). False when it
+ * may not run there.
+ */
+export function moveToProcessor(processor: number): boolean {
+  processorMasks ??= allocate(PAGE);
+  const { address, bytes } = processorMasks;
+  if (c.sched_getaffinity(0, MASK, address) < 0 || ((bytes[processor >> 3] ?? 0) & (1 << (processor & 7))) === 0)
+    return false;
+  bytes.fill(0, MASK, 2 * MASK);
+  bytes[MASK + (processor >> 3)] = 1 << (processor & 7);
+  const moved = c.sched_setaffinity(0, MASK, address + MASK) === 0;
+  // Refused only when the container's processors changed in between; the kernel has set what is allowed then.
+  c.sched_setaffinity(0, MASK, address);
+  return moved;
 }
 
 /** An array of struct iovec with a fixed capacity. */
