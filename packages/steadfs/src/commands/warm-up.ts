@@ -2,7 +2,8 @@
  * Makes a service warm before somebody works with it. A fresh one compiles while it serves: its first few thousand requests cost up to twice what later ones cost. So in
  * the first quiet moment after the start the requests of small files' and directories' lives are played (rehearsal.ts of the fuse package) through a real session,
  * file system, data path and SQLite engine, over a volume in memory that is thrown away: database files in /dev/shm without names, objects in the process's own memory.
- * Nothing of the real mount is touched.
+ * Nothing of the real mount is touched. Mounts of other engines play on SQLite, too: what lies above the engine is the greater part of what is compiled, and no request
+ * goes to a server that others use.
  *
  * What V8 learns belongs to the code, so the real mount's objects have it too. Two things matter for that:
  * - Two mounts are played, a short one first. Calls of closures that have only been seen of one mount are compiled for just these, and thrown away at the real mount's first
@@ -67,8 +68,7 @@ export async function warmUpWhenQuiet(parts: Warmable): Promise<boolean> {
   const { options, log, requests } = parts;
   try {
     compileEarly();
-    // The other engines wait for their servers most of the time, and their callers would have learnt SQLite's objects for nothing.
-    if (!options.metaUrl.startsWith('sqlite3://') || options.mount.readOnly || mounts() > MANY_MOUNTS) return false;
+    if (options.mount.readOnly || mounts() > MANY_MOUNTS) return false;
     if (!(await quiet(requests))) return false;
     faultPoint('warm-up.before');
     const started = performance.now();

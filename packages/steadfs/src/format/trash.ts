@@ -3,9 +3,15 @@ import { type Ino, inoToString } from './ino.ts';
 
 const NAME_MAX = 255;
 
+/** The last name that was asked for; making one costs 10 µs, and every removal asks. */
+let last = { hour: Number.NaN, name: '' };
+
 /** The hourly folder of a moment: UTC `YYYY-MM-DD-HH`. */
 export function trashFolderName(unixSeconds: number): string {
-  return new Date(unixSeconds * 1000).toISOString().slice(0, 13).replace('T', '-');
+  const hour = Math.floor(unixSeconds / 3600);
+  if (hour !== last.hour)
+    last = { hour, name: new Date(hour * 3_600_000).toISOString().slice(0, 13).replace('T', '-') };
+  return last.name;
 }
 
 /** Unix seconds at which the hour of a folder begins; undefined for other names. */

@@ -13,8 +13,8 @@ import * as locks from './lua/locks.ts';
 import * as names from './lua/names.ts';
 
 export interface Script {
-  source: string;
-  sha: string;
+  readonly source: string;
+  readonly sha: string;
 }
 
 /** What stays a local of the script; every other name of a unit becomes a field of one table. */
@@ -59,12 +59,26 @@ function compact(source: string, table: boolean): string {
   return `local M={${[...fields].map(n => `${n}=0`).join(',')}}\n${out.join('\n')}`;
 }
 
+/** Put together when it is first called: all of them take 50 ms, for which everybody would wait after a crash. */
 function script(prefix: string, table: boolean, ...parts: string[]): Script {
-  const whole = [`local P='${prefix}'`, ...parts].join('\n').replace(/^\s*--.*\n/gm, '');
-  const source = compact(whole, table)
-    .replace(/^[ \t]+/gm, '')
-    .replace(/\n{2,}/g, '\n');
-  return { source, sha: createHash('sha1').update(source).digest('hex') };
+  let made: { source: string; sha: string } | undefined;
+  const make = (): { source: string; sha: string } => {
+    if (made !== undefined) return made;
+    const whole = [`local P='${prefix}'`, ...parts].join('\n').replace(/^\s*--.*\n/gm, '');
+    const source = compact(whole, table)
+      .replace(/^[ \t]+/gm, '')
+      .replace(/\n{2,}/g, '\n');
+    made = { source, sha: createHash('sha1').update(source).digest('hex') };
+    return made;
+  };
+  return {
+    get source() {
+      return make().source;
+    },
+    get sha() {
+      return make().sha;
+    },
+  };
 }
 
 /** All scripts for a key prefix ("" or "{db}"). */
