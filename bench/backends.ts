@@ -1,14 +1,10 @@
-/** Databases and stores that measurements run on: real servers on loopback, one fresh database (and bucket) a volume. */
-import { mkdtempSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { startMariadb } from '../packages/steadfs/test/servers/mariadb.ts';
 import { startPostgres } from '../packages/steadfs/test/servers/postgres.ts';
 import type { Missing } from '../packages/steadfs/test/servers/process.ts';
 import { startRedis } from '../packages/steadfs/test/servers/redis.ts';
 import { startS3 } from '../packages/steadfs/test/servers/s3.ts';
 
-export const DATABASES = ['sqlite', 'redis', 'postgres', 'mariadb'] as const;
+const DATABASES = ['sqlite', 'redis', 'postgres', 'mariadb'] as const;
 export type DatabaseName = (typeof DATABASES)[number];
 export const STORES = ['file', 's3'] as const;
 export type StoreName = (typeof STORES)[number];
@@ -75,6 +71,3 @@ export async function startBackend(database: DatabaseName, store: StoreName): Pr
     },
   };
 }
-
-/** A folder below the system's temporary one. */
-export const scratchFolder = (): string => mkdtempSync(join(tmpdir(), 'bench-'));

@@ -18,7 +18,7 @@ export function parts(word: string): Parts {
   return result;
 }
 
-export function readOf(pid: number, file: string): string {
+function readOf(pid: number, file: string): string {
   try {
     return readFileSync(`/proc/${pid}/${file}`, 'latin1');
   } catch {

@@ -105,7 +105,7 @@ const LATE = ['node:child_process', 'node:crypto', 'node:fs/promises', 'node:wor
  * when it is used first (streams, WebCrypto, …: 10 ms). Those of {@link LATE} are loaded when one of their functions is called; so nothing else can be imported from
  * them. Imports in the text must look as the formatter leaves them.
  */
-export function withoutImports(text: string): string {
+function withoutImports(text: string): string {
   return text.replace(/^import (?!type\b)([^;']+) from '(node:[^']+)';$/gm, (_, clause: string, name: string) => {
     const load = `process.getBuiltinModule('${name}')`;
     const late = LATE.includes(name);

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { type Context, execute, find, isRoot, removeTree, type Suite, skip, type Verdict } from './harness.ts';
 
 /** Cases of one file's TAP output: what was planned and did not come counts as failed. */
-export function judgeTap(output: string): { passed: number; failures: string[]; skipped: number } {
+function judgeTap(output: string): { passed: number; failures: string[]; skipped: number } {
   const plan = /^1\.\.(\d+)/m.exec(output);
   let passed = 0;
   let skipped = 0;

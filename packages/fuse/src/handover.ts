@@ -86,6 +86,7 @@ function connectionOver(fd: number, onEnd?: () => void): Connection {
         try {
           ready.push({ message: JSON.parse(line) as Message, fds });
         } catch {
+          // Not our protocol: the peer is treated as gone.
           for (const one of fds) sys.close(one);
           return end();
         }
@@ -242,6 +243,7 @@ export async function connectControl(directory: string, op: 'take' | 'state', ti
           await connection.receive(wait);
           return true;
         } catch {
+          // It has ended, or does not answer in time: the caller ends it.
           return false;
         }
       },
@@ -281,6 +283,7 @@ function kill(pid: number, isIt: (pid: number) => boolean): (timeout: number) =>
   try {
     pidfd = sys.pidfdOpen(pid);
   } catch {
+    // ESRCH: gone already.
     return () => true;
   }
   let done = false;

@@ -145,7 +145,7 @@ function keeperArguments(launch: Launch, mode: KeeperMode, service: number): str
 }
 
 /** Fd for stdout and stderr, to be closed by the caller. Without its folder the log is /dev/null: a mount needs its keeper more. */
-export function openLog(path: string | undefined): number {
+function openLog(path: string | undefined): number {
   try {
     if (path !== undefined) return sys.open(path, 0o2001 | 0o100, 0o640); // O_APPEND | O_WRONLY, O_CREAT
   } catch {
@@ -283,6 +283,7 @@ export function setOomScore(pid: number, score: number): boolean {
     writeFileSync(`/proc/${pid}/oom_score_adj`, String(score));
     return true;
   } catch {
+    // EACCES; ENOENT: gone.
     return false;
   }
 }

@@ -75,7 +75,7 @@ export function isFuse(mount: MountInfo): boolean {
 }
 
 /** Number of the connection in fusectl: the minor of the mount's device. */
-export function connectionOf(device: string): number {
+function connectionOf(device: string): number {
   return Number(device.slice(device.indexOf(':') + 1));
 }
 
@@ -104,6 +104,7 @@ export function abortConnection(device: string): boolean {
     writeFileSync(file, '1');
     return true;
   } catch {
+    // The connection is gone, or fusectl cannot be had here.
     return false;
   }
 }

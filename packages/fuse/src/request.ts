@@ -201,6 +201,7 @@ export function wasKilled(pid: number): boolean {
   try {
     stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
   } catch {
+    // No such process any more.
     return true;
   }
   // Behind the name in parentheses: state, ppid, pgrp, session, tty, tpgid, flags.

@@ -185,13 +185,6 @@ export interface ServiceSettings<Warm> {
   log?(level: 'debug' | 'info' | 'warn' | 'error', message: string): void;
 }
 
-/** Signatures of service.ts. */
-export type StartMount = (settings: StartSettings) => Promise<Started>;
-export type ReplaceMount = (settings: ReplaceSettings) => Promise<Replaced>;
-/** Never returns: exits 0 when the mount has ended, else with a code for the keeper. */
-export type RunService = <Warm>(settings: ServiceSettings<Warm>) => Promise<never>;
-/** Undefined when nothing is mounted there. */
-export type GetMountState = (mountPoint: string) => Promise<MountState | undefined>;
 export interface EndSettings {
   /** Detach now, end when the last user is gone. */
   lazy?: boolean;
@@ -200,5 +193,3 @@ export interface EndSettings {
   /** Milliseconds to wait for the end of service and keeper after unmounting (default 30,000). */
   timeout?: number;
 }
-/** Throws EBUSY when files are open. Resolves when the service has ended (all flushed) or the time is up. */
-export type EndMount = (mountPoint: string, settings?: EndSettings) => Promise<void>;

@@ -630,6 +630,7 @@ async function adoptAndServe<Warm>(
   let pauseFrom = bornAt;
   faultPoint('adopt.prepared', mode);
   if (upgrade) {
+    // Gone, or it does not answer: nobody is asked to yield then, and the mount is taken.
     const old = await connectControl(launch.directory, 'state', 500).catch(() => undefined);
     if (ended(FD_FUSE)) throw new Exit(EXIT_REFUSED, 'the mount has ended meanwhile');
     pauseFrom = now();

@@ -47,20 +47,20 @@ import type { Arena, Capsule, Records } from './capsule-types.ts';
 export const SLOTS = 256;
 export const RESERVED = 16;
 /** Bytes of a request that are kept in its slot: two names of 255 and the largest fixed part fit. */
-export const INLINE = 640;
+const INLINE = 640;
 /** Bytes of a stored reply: fuse_out_header and fuse_statx_out (304) or fuse_entry_out and fuse_open_out fit. */
 export const REPLY = 320;
-export const PARKED_CAPACITY = 65_536;
+const PARKED_CAPACITY = 65_536;
 
 export const EMPTY = 0;
-export const TAKEN = 1;
+const TAKEN = 1;
 export const APPLIED = 2;
-export const PARKED = 1;
+const PARKED = 1;
 
 /** Flags of a slot or parked request. */
 export const INTERRUPTED = 1;
 /** Parked before it was handed to the file system. */
-export const QUEUED = 2;
+const QUEUED = 2;
 /** The file system has it (slots only; of no meaning in the parked table). */
 export const HANDED = 4;
 /** Bits 8..15: crashes of the service while the file system had it, since it was read. */
@@ -84,7 +84,7 @@ const PARKED_REPLY = 48;
 export const PARKED_REPLY_MAX = 8;
 const RECORD_HEADER = 64;
 /** The reply is at this offset of the slot, the request behind it. */
-export const REPLY_AT = RECORD_HEADER;
+const REPLY_AT = RECORD_HEADER;
 const SLOT_REQUEST_AT = RECORD_HEADER + REPLY;
 const SLOT_SIZE = SLOT_REQUEST_AT + INLINE;
 const PARKED_REQUEST_AT = RECORD_HEADER;
@@ -633,6 +633,6 @@ export class Slots {
 }
 
 /** Address of a section's first record. */
-export function addressOf(records: Records): number {
+function addressOf(records: Records): number {
   return Number(koffi.address(records.bytes));
 }

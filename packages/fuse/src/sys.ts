@@ -16,18 +16,16 @@ import { EINVAL, type Errno, errnoOf } from './errno.ts';
 
 export const O_RDWR = 2;
 export const O_NONBLOCK = 0o4000;
-export const O_CLOEXEC = 0o2000000;
-export const PROT_READ = 1;
-export const PROT_WRITE = 2;
-export const MAP_SHARED = 1;
-export const MAP_PRIVATE = 2;
-export const MAP_ANONYMOUS = 0x20;
-export const MAP_NORESERVE = 0x4000;
-export const MADV_REMOVE = 9;
-export const MADV_DONTFORK = 10;
+const O_CLOEXEC = 0o2000000;
+const PROT_READ = 1;
+const PROT_WRITE = 2;
+const MAP_SHARED = 1;
+const MAP_PRIVATE = 2;
+const MAP_ANONYMOUS = 0x20;
+const MAP_NORESERVE = 0x4000;
 export const MADV_DONTDUMP = 16;
 /** Linux 5.14. */
-export const MADV_POPULATE_WRITE = 23;
+const MADV_POPULATE_WRITE = 23;
 export const MFD_CLOEXEC = 1;
 export const MFD_ALLOW_SEALING = 2;
 export const F_SEAL_SEAL = 1;
@@ -41,11 +39,8 @@ export const POLLIN = 1;
 export const POLLOUT = 4;
 export const POLLERR = 8;
 export const POLLHUP = 16;
-export const POLLNVAL = 32;
-export const FALLOC_FL_KEEP_SIZE = 1;
-export const FALLOC_FL_PUNCH_HOLE = 2;
-export const PR_SET_DUMPABLE = 4;
-export const PR_SET_NAME = 15;
+const FALLOC_FL_KEEP_SIZE = 1;
+const FALLOC_FL_PUNCH_HOLE = 2;
 /** Linux 5.6, needs CAP_SYS_RESOURCE; inherited by fork and execve. */
 export const PR_SET_IO_FLUSHER = 57;
 export const MS_RDONLY = 1;
@@ -547,9 +542,6 @@ export function execve(path: string, argv: readonly string[], env: Readonly<Reco
 /** mount(2). `data`: options of the file system, comma separated. */
 export function mount(source: string, target: string, type: string, flags: number, data: string): void {
   check(c.mount(source, target, type, flags, data), `mount ${target}`);
-}
-export function umount2(target: string, flags: number): void {
-  check(c.umount2(target, flags), `umount ${target}`);
 }
 /** umount2(2) in libuv's pool: it may wait for requests that only this process's loop answers. */
 export function umount2Async(target: string, flags: number): Promise<void> {

@@ -13,7 +13,7 @@ const socketpair = koffi.load('libc.so.6').func('int socketpair(int, int, int, u
 const SOCK_CLOEXEC = 0o2000000;
 const memory = allocate(2 << 20);
 
-export function seqpacketPair(): [number, number] {
+function seqpacketPair(): [number, number] {
   if (socketpair(1, 5 | SOCK_CLOEXEC, 0, memory.address) !== 0) throw new Error('socketpair');
   const pair: [number, number] = [memory.view.getInt32(0, true), memory.view.getInt32(4, true)];
   for (const fd of pair) setNonblock(fd);
@@ -36,7 +36,7 @@ export function pack(...fields: Field[]): Uint8Array {
   return Buffer.concat(parts);
 }
 
-export interface Answer {
+interface Answer {
   error: number;
   unique: bigint;
   body: Uint8Array;
@@ -44,7 +44,7 @@ export interface Answer {
 }
 
 /** Everything that a kernel of 7.45 offers in INIT. */
-export const OFFERED = Object.values(INIT).reduce((a, b) => a | b, 0n);
+const OFFERED = Object.values(INIT).reduce((a, b) => a | b, 0n);
 export const RESEND_BIT = 1n << 63n;
 
 export class Kernel {
@@ -141,7 +141,7 @@ export class Kernel {
   }
 }
 
-export interface Connected {
+interface Connected {
   kernel: Kernel;
   session: Session;
   fds: CapsuleFds;

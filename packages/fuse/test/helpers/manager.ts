@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as sys from '../../src/sys.ts';
 
-export interface ManagerSettings {
+interface ManagerSettings {
   /** Where the notification socket is made. */
   dir: string;
   /** ExecStart= */

@@ -72,7 +72,7 @@ function shownMount({ launch, since, ...state }: MountState): Record<string, unk
 }
 
 /** Session as the Go client names its fields; times in UTC with whole seconds. */
-export function shownSession(s: SessionDetail): Record<string, unknown> {
+function shownSession(s: SessionDetail): Record<string, unknown> {
   return {
     Sid: s.sid,
     Expire: new Date(s.expire * 1000).toISOString().replace('.000Z', 'Z'),
@@ -98,7 +98,7 @@ export function shownSession(s: SessionDetail): Record<string, unknown> {
   };
 }
 
-export function shownUsage(usage: StatfsResult): Record<string, number> {
+function shownUsage(usage: StatfsResult): Record<string, number> {
   return {
     UsedSpace: usage.totalSpace - usage.availSpace,
     AvailableSpace: usage.availSpace,
@@ -108,7 +108,7 @@ export function shownUsage(usage: StatfsResult): Record<string, number> {
 }
 
 /** Counts of zero are left out, as the Go client does. */
-export function shownRemoved(data: RemovedData): Record<string, number> {
+function shownRemoved(data: RemovedData): Record<string, number> {
   const { trashFiles, pendingFiles, trashSlices, pendingSlices } = data;
   const shown = {
     TrashFileCount: trashFiles.count,

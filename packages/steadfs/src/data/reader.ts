@@ -238,6 +238,7 @@ export function createReader(options: ReaderOptions): Reader {
       if (list === undefined) {
         const got = lists.get(ino, index);
         if (got instanceof Promise) {
+          // Whoever reads asks again and is told.
           got.catch(() => {});
           return undefined;
         }
@@ -470,6 +471,7 @@ export function createReader(options: ReaderOptions): Reader {
       const to = Math.min(CHUNK_SIZE, from + stop - at);
       const list = lists.peek(ino, index);
       if (list === undefined) {
+        // Reading ahead fails in silence; the read that comes is told.
         void Promise.resolve(lists.get(ino, index)).catch(() => {});
         if (lists.peek(ino, index) === undefined) break;
         continue;

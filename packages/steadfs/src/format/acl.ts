@@ -1,7 +1,7 @@
 /** POSIX ACL rules (spec/volume.md §14), their stored form, the xattr form of the kernel, and what they mean. */
 
 /** A missing entry. */
-export const ACL_ABSENT = 0xffff;
+const ACL_ABSENT = 0xffff;
 
 /** Permissions are rwx bits (0..7). {@link ACL_ABSENT} = absent. */
 export interface AclRule {

@@ -97,7 +97,7 @@ export function typeOfMode(mode: number): FileType | undefined {
 }
 
 /** Bytes that {@link encodeAttr} writes: 72, 73, 80 or 81. */
-export function attrSize(a: Attr): number {
+function attrSize(a: Attr): number {
   return 72 + (a.accessAcl !== 0 || a.defaultAcl !== 0 ? 8 : 0) + (a.tier !== 0 ? 1 : 0);
 }
 

@@ -4,7 +4,7 @@
 export const LockType = { read: 0, write: 1, unlock: 2 } as const;
 /** End of a lock that reaches to the end of the file. */
 export const LOCK_EOF = 0x7fffffffffffffffn;
-export const LOCK_BYTES = 24;
+const LOCK_BYTES = 24;
 
 export interface LockRecord {
   type: number;

@@ -30,7 +30,7 @@ export interface PageSource {
 }
 
 /** 1 … 2^36-1; two rounds of a multiplicative hash over the bytes. */
-export function nameHash(name: Name): number {
+function nameHash(name: Name): number {
   let a = 0xdeadbeef;
   let b = 0x41c6ce57;
   for (let i = 0; i < name.length; i++) {

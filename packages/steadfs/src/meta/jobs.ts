@@ -71,7 +71,7 @@ export async function deleteFile(context: JobContext, lane: number, ino: Ino, le
 }
 
 /** Hourly: files removed more than an hour ago whose data is still there. */
-export async function cleanDeletedFiles(context: JobContext): Promise<void> {
+async function cleanDeletedFiles(context: JobContext): Promise<void> {
   const { engine } = context;
   if (!(await engine.claimDuty('lastCleanupFiles', HOUR))) return;
   const over = budget(context);
@@ -88,7 +88,7 @@ export async function cleanDeletedFiles(context: JobContext): Promise<void> {
 }
 
 /** Hourly: slices without references. */
-export async function cleanDeadSlices(context: JobContext): Promise<void> {
+async function cleanDeadSlices(context: JobContext): Promise<void> {
   const { engine } = context;
   if (!context.deletesObjects || !(await engine.claimDuty('nextCleanupSlices', HOUR))) return;
   const over = budget(context);
@@ -134,7 +134,7 @@ async function unlessGone(what: Promise<unknown>): Promise<boolean> {
 }
 
 /** Hourly: trash folders older than TrashDays (and two hours) with what is in them, and delayed slices older than TrashDays. */
-export async function cleanTrash(context: JobContext): Promise<void> {
+async function cleanTrash(context: JobContext): Promise<void> {
   const { engine } = context;
   if (!(await engine.claimDuty('lastCleanupTrash', HOUR))) return;
   const over = budget(context);

@@ -16,7 +16,7 @@ const DRIVERS: readonly EngineDriver[] = [
 ];
 
 /** Schemes that an engine exists for. */
-export function engineSchemes(): string[] {
+function engineSchemes(): string[] {
   return DRIVERS.flatMap(d => d.schemes);
 }
 

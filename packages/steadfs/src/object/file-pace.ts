@@ -89,6 +89,7 @@ export function dirtyPages(): { dirty: number; background: number } | undefined 
     const background = field('nr_dirty_background_threshold');
     return Number.isNaN(dirty + background) ? undefined : { dirty, background };
   } catch {
+    // No /proc/vmstat here: the caller goes by time alone.
     return undefined;
   }
 }

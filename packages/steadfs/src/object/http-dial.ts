@@ -28,7 +28,7 @@ export function proxyFor(origin: URL, env: NodeJS.ProcessEnv): URL | undefined {
   return new URL(proxy.includes('://') ? proxy : `http://${proxy}`);
 }
 
-export const portOf = (url: URL): number => Number(url.port || (url.protocol === 'https:' ? 443 : 80));
+const portOf = (url: URL): number => Number(url.port || (url.protocol === 'https:' ? 443 : 80));
 const hostOf = (url: URL): string => url.hostname.replace(/^\[|\]$/g, '');
 
 /** `Basic …` for a proxy with a name and password in its URL. */

@@ -23,7 +23,7 @@ export interface SignInput {
   date: Date;
 }
 
-export const UNSIGNED_PAYLOAD = 'UNSIGNED-PAYLOAD';
+const UNSIGNED_PAYLOAD = 'UNSIGNED-PAYLOAD';
 
 /** RFC 3986: everything but A-Z a-z 0-9 - . _ ~ is escaped; '/' stays when `slash`. */
 export function uriEncode(text: string, slash: boolean): string {

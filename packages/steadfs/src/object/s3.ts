@@ -261,6 +261,7 @@ export function createS3Store(options: S3Options): ObjectStore {
     const linked = (i: 0 | 1): AbortSignal =>
       call.signal ? AbortSignal.any([call.signal, stop[i].signal]) : stop[i].signal;
     const first = request({ ...call, signal: linked(0) });
+    // Awaited below; until then a failure is nobody's.
     first.catch(() => {});
     let timer: NodeJS.Timeout | undefined;
     const late = await Promise.race([
@@ -292,6 +293,7 @@ export function createS3Store(options: S3Options): ObjectStore {
     const target = call.target!;
     const buffer = Buffer.allocUnsafe(target.length);
     const second = request({ ...call, target: buffer, signal });
+    // The one that loses is aborted.
     second.catch(() => {});
     const [winner, response] = await Promise.any([
       first.then(r => [0, r] as const),
@@ -339,6 +341,7 @@ export function createS3Store(options: S3Options): ObjectStore {
       const code = xmlText(done.body.toString('utf8'), 'Code');
       if (code !== undefined) throw new StoreError('io', `${name}${key}: completing the upload: ${code}`);
     } catch (e) {
+      // Parts that cannot be deleted stay to the bucket's own rules; the first error is the one to tell.
       await request({ method: 'DELETE', key, query: [['uploadId', uploadId]] }).catch(() => {});
       throw e;
     }

@@ -6,7 +6,7 @@ const MADV_DONTNEED = 4;
 const SMALLEST = 256 * 1024;
 
 /** Mappings of program files that were only read (code, constants), from the text of /proc/PID/smaps. */
-export function cleanMappings(smaps: string): { address: number; length: number }[] {
+function cleanMappings(smaps: string): { address: number; length: number }[] {
   const found: { address: number; length: number }[] = [];
   let current: { address: number; length: number } | undefined;
   for (const line of smaps.split('\n')) {

@@ -5,7 +5,7 @@ import { type Attr, FileType, typeMode } from '../format/attr.ts';
 import type { TimeSet } from '../meta/engine.ts';
 
 /** st_blksize of every inode (spec/volume.md §3). */
-export const BLKSIZE = 65536;
+const BLKSIZE = 65536;
 
 /** What getdents' d_type says, by {@link FileType}. */
 const DT: readonly number[] = [0, 8, 4, 10, 1, 6, 2, 12];
@@ -24,7 +24,7 @@ export function storable(t: TimeSet): TimeSet {
 }
 
 /** Negative when a is before b. */
-export function compareTime(aSec: number, aNsec: number, bSec: number, bNsec: number): number {
+function compareTime(aSec: number, aNsec: number, bSec: number, bNsec: number): number {
   return aSec - bSec || aNsec - bNsec;
 }
 

@@ -118,7 +118,7 @@ export function parseRequest(message: Buffer): Request | undefined {
   }
 }
 
-export const PROGRESS_BYTES = 17;
+const PROGRESS_BYTES = 17;
 
 /** Running totals. */
 export function progressItem(a: number, b: number): Buffer {

@@ -4,7 +4,7 @@ import type { Cred } from '../meta/engine.ts';
 import type { MountOptions } from './mount-options.ts';
 
 /** Supplementary groups from /proc/PID/status; none when the process is gone or out of sight. */
-export function groupsOf(pid: number): number[] {
+function groupsOf(pid: number): number[] {
   if (pid <= 0) return [];
   let text: string;
   try {

@@ -418,7 +418,7 @@ async function waitsWithOfd(tid: number): Promise<boolean> {
   return Number(text.split(' ')[2]) === F_OFD_SETLKW;
 }
 
-export function flockOwner(owner: bigint, fh: number): bigint {
+function flockOwner(owner: bigint, fh: number): bigint {
   return owner ^ BigInt(fh);
 }
 

@@ -72,7 +72,7 @@ export const defaultMountOptions: MountOptions = {
  * What a live mount cannot change: open files and kernel caches stand on it, or mount(2) and INIT fixed it. `mountedAt`, `uid` and `gid`
  * are what they were at the mount and are carried over in silence.
  */
-export const FIXED_OPTIONS = ['subdir', 'defaultPermissions', 'prefixInternal'] as const;
+const FIXED_OPTIONS = ['subdir', 'defaultPermissions', 'prefixInternal'] as const;
 
 /** The first option that differs and cannot take effect on a live mount; undefined when the change is possible. */
 export function fixedOption(live: MountOptions, wanted: MountOptions): (typeof FIXED_OPTIONS)[number] | undefined {

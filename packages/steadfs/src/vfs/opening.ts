@@ -29,7 +29,7 @@ export const opensUnasked = (type: FileType): boolean =>
   type !== FileType.file && type !== FileType.directory && type !== FileType.symlink;
 
 /** Access (4: read, 2: write) that open(2) with these flags needs of a file that is there and no directory; 0 where another error comes first. */
-export function accessOf(flags: number): number {
+function accessOf(flags: number): number {
   if ((flags & (O_PATH | O_DIRECTORY)) !== 0 || (flags & (O_CREAT | O_EXCL)) === (O_CREAT | O_EXCL)) return 0;
   const mode = flags & O_ACCMODE;
   return (mode === 1 ? 0 : R) | (mode !== 0 || (flags & O_TRUNC) !== 0 ? W : 0);

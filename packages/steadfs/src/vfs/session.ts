@@ -4,7 +4,7 @@ import { Errno, ESTALE } from '@steadfs/fuse/errno';
 import type { MetaEngine, SessionIdentity, SessionInfo } from '../meta/engine.ts';
 import { loseLocks } from './locks.ts';
 
-export const SESSION_BLOB = 'vfs.session';
+const SESSION_BLOB = 'vfs.session';
 
 export interface OwnSession {
   identity: SessionIdentity;

@@ -53,7 +53,7 @@ const GRACE = 5;
  * Whether the sessions of others may be judged by their expiry. Not for a while after this process was away or the wall clock went forward (a suspended machine, a paused
  * virtual one, a clock that is set): the other mounts of the host were away too, their sessions look expired, and they are about to renew them. To be asked once in each period.
  */
-export function sessionJudge(periodMs: number): () => boolean {
+function sessionJudge(periodMs: number): () => boolean {
   let last = Date.now();
   let from = 0;
   return () => {

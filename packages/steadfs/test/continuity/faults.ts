@@ -124,7 +124,7 @@ export class Mix {
   }
 }
 
-export interface MountStatus {
+interface MountStatus {
   mount: { state: string; message?: string; service?: { pid: number; version: string }; keeper?: { pid: number } };
 }
 

@@ -46,7 +46,7 @@ import { PROGRAMS } from './programs.ts';
  */
 export type EventKind = 'service' | 'keeper' | 'inTurn' | 'both' | 'upgrade' | 'action';
 
-export interface StormOptions {
+interface StormOptions {
   dir: string;
   seed: number;
   /** Each of these first, and then drawn from them; none: the programs run undisturbed for `seconds`. */
@@ -420,7 +420,7 @@ export function describe(report: Report): string {
 const MOUNT_FLAGS = ['--enable-xattr', '--buffer-size', '96'];
 
 /** What the counters of a SQLite volume say against its inodes; undefined when they agree. Only after the unmount. */
-export function accounts(path: string): string | undefined {
+function accounts(path: string): string | undefined {
   const db = new DatabaseSync(path, { readOnly: true });
   try {
     const counter = (name: string): number =>

@@ -172,7 +172,7 @@ export function fio(setting: Setting): Program {
 }
 
 /** How long a held object waits, ms. */
-export const HELD_MS = 5000;
+const HELD_MS = 5000;
 
 /** Whole reads of files past the page cache, whose objects the store hands out after 5 s. */
 export function slowReads(setting: Setting): Program {

@@ -22,7 +22,7 @@ import { removeTree } from '../support/remove.ts';
 import { type Knowledge, nextStep } from './generate.ts';
 import { type Observed, type Operation, type Reply, type Request, type Step, touched } from './operations.ts';
 
-export interface Options {
+interface Options {
   /** Under test. */
   a: string;
   /** Reference. */
@@ -34,7 +34,7 @@ export interface Options {
   patience?: number;
 }
 
-export interface Difference {
+interface Difference {
   step: Step | undefined;
   index: number;
   what: string;

@@ -17,9 +17,9 @@ import type { HttpFault } from '../servers/proxy.ts';
 import type { Random } from '../support/random.ts';
 import { runClient, type Volume } from '../support/volume.ts';
 
-export const BUFFER_MIB = 64;
+const BUFFER_MIB = 64;
 /** Resident memory of a service over its --buffer-size. */
-export const CONSTANT_MIB = 200;
+const CONSTANT_MIB = 200;
 
 const sleep = (ms: number): Promise<void> => new Promise(wake => setTimeout(wake, ms));
 
@@ -169,7 +169,7 @@ const STORE: Record<string, Fault> = {
 };
 
 /** Names of the faults of a combination. */
-export function faultsOf(meta: MetaKind, store: StoreKind): Record<string, Fault> {
+function faultsOf(meta: MetaKind, store: StoreKind): Record<string, Fault> {
   return {
     ...(meta === 'sqlite' ? {} : { ...CONNECTION, ...SERVER[meta] }),
     ...(store === 's3' ? STORE : {}),

@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { after, before, describe, it } from 'node:test';
 import { type ObjectStore, StoreError, type StoreErrorKind } from '../../src/object/store.ts';
 
-export interface StoreUnderTest {
+interface StoreUnderTest {
   store: ObjectStore;
   /** Removes what the store left. */
   dispose(): Promise<void>;

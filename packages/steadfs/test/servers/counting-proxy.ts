@@ -4,7 +4,7 @@
  */
 import { connect, createServer, type Socket } from 'node:net';
 
-export interface CountingProxy {
+interface CountingProxy {
   port: number;
   /** Since the start. */
   count(): number;

@@ -10,7 +10,7 @@ import { startRedis } from './redis.ts';
 export const ENGINES = ['sqlite', 'redis', 'postgres', 'mariadb'] as const;
 export type EngineName = (typeof ENGINES)[number];
 
-export interface EngineServer {
+interface EngineServer {
   /** META-URL of a new, empty database. */
   fresh(): Promise<string>;
   stop(): Promise<void>;

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import pg from 'pg';
 import { freePort, type Missing, startServer, stopServer, userIds } from './process.ts';
 
-export interface Pooler {
+interface Pooler {
   port: number;
   stop(): Promise<void>;
 }

@@ -171,7 +171,7 @@ export type HttpFault =
   /** No answer at all. */
   | { silent: true };
 
-export interface HttpRule {
+interface HttpRule {
   /** Percent of the requests that it hits. */
   chance: number;
   /** One of these each time. */

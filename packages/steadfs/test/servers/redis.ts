@@ -80,7 +80,7 @@ export async function startRedis(settings: readonly string[] = []): Promise<Redi
   return server;
 }
 
-export interface RedisTls {
+interface RedisTls {
   /** rediss:// with the CA file. */
   url(db: number): string;
   port: number;
@@ -144,7 +144,7 @@ export async function startRedisTls(): Promise<RedisTls | Missing> {
   };
 }
 
-export interface RedisSentinel {
+interface RedisSentinel {
   /** redis://mymaster,127.0.0.1:PORT/DB */
   url(db: number): string;
   /** Kills the server that the sentinel names as the master; answers its port. */
@@ -218,7 +218,7 @@ export async function startRedisSentinel(count = 1): Promise<RedisSentinel | Mis
   };
 }
 
-export interface RedisCluster {
+interface RedisCluster {
   /** Any one node is enough. */
   url(db: number): string;
   nodes: RedisServer[];

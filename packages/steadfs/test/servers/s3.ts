@@ -19,7 +19,7 @@ export interface S3Server {
 }
 
 /** Path of versitygw, or a word why there is none. */
-export function findVersitygw(): { path: string } | Missing {
+function findVersitygw(): { path: string } | Missing {
   const candidates = [
     ...(process.env.PATH ?? '').split(':').map(d => join(d, 'versitygw')),
     join(homedir(), 'go/bin/versitygw'),

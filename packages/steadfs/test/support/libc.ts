@@ -17,7 +17,7 @@ function fallible(name: string, args: string[], result = 'int64_t'): (...values:
 }
 
 /** A path or name as C wants it. Strings are UTF-8; bytes stay as they are. */
-export function cstr(path: string | Uint8Array): Uint8Array {
+function cstr(path: string | Uint8Array): Uint8Array {
   return typeof path === 'string' ? Buffer.from(`${path}\0`) : Buffer.concat([path, Buffer.of(0)]);
 }
 
@@ -302,7 +302,7 @@ const msync_ = libc.func('msync', 'int', ['void *', 'size_t', 'int']) as (
   n: number,
   f: number,
 ) => number;
-export interface Mapping {
+interface Mapping {
   bytes: Buffer;
   sync(): number;
   unmap(): number;

@@ -90,7 +90,7 @@ function setTime(attr: Attr, which: 'atime' | 'mtime' | 'ctime', t: TimeSet): vo
 }
 
 /** Quota, usage and hole records for a new length; the inode itself is the caller's to write. */
-export function* changeLength(tx: Tx, ino: Ino, attr: Readonly<Attr>, length: number): Body<void> {
+function* changeLength(tx: Tx, ino: Ino, attr: Readonly<Attr>, length: number): Body<void> {
   yield* accountLength(tx, ino, attr, length);
   yield* punch(tx, ino, Math.min(attr.length, length), Math.max(attr.length, length), true);
 }

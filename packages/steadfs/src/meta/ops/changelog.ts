@@ -5,7 +5,7 @@ import type { Body, Tx } from './tx.ts';
 let counter = 0;
 
 /** %XX for bytes below 32, from 127 up, and for , % ( ) " \ */
-export function escapeLog(bytes: Uint8Array): string {
+function escapeLog(bytes: Uint8Array): string {
   let out = '';
   for (const b of bytes) {
     const plain = b >= 32 && b < 127 && b !== 44 && b !== 37 && b !== 40 && b !== 41 && b !== 34 && b !== 92;

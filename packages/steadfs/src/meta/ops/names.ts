@@ -448,7 +448,7 @@ export function* rmdir(tx: Tx, cred: Cred, parent: Ino, name: Name, skipTrash: b
   return removed;
 }
 
-export const Rename = { noReplace: 1, exchange: 2, restore: 32 } as const;
+const Rename = { noReplace: 1, exchange: 2, restore: 32 } as const;
 
 /** Throws EINVAL when `dir` is `ino` or below it. */
 function* checkNotBelow(tx: Tx, dir: Ino, ino: Ino): Body<void> {

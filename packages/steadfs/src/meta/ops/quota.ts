@@ -130,7 +130,7 @@ export function* accountEntry(tx: Tx, dir: Ino, attr: Readonly<Attr>, count: num
   yield* accountDir(tx, dir, count * length, count * spaceOf(attr), count);
 }
 
-export function* accountDir(tx: Tx, dir: Ino, length: number, space: number, inodes: number): Body<void> {
+function* accountDir(tx: Tx, dir: Ino, length: number, space: number, inodes: number): Body<void> {
   if (!tx.volume.format.DirStats) return;
   tx.account(Usage.dirStat, dir, length, space, inodes);
   if (tx.volume.quotas.dirs.size === 0) return;

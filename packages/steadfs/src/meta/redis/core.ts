@@ -135,6 +135,7 @@ export async function createCore(url: RedisUrl, options: EngineOptions) {
     try {
       ino = inoFromBigint(BigInt(m[2]!));
     } catch {
+      // No inode of the format: a key that we never read.
       return;
     }
     switch (m[1]) {

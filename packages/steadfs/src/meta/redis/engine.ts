@@ -37,7 +37,7 @@ import { sessions } from './sessions.ts';
 import { parseRedisUrl, type RedisUrl } from './url.ts';
 
 /** Connects; the volume is loaded by `load`. */
-export async function openRedis(url: RedisUrl, options: EngineOptions): Promise<MetaEngine> {
+async function openRedis(url: RedisUrl, options: EngineOptions): Promise<MetaEngine> {
   const core = await createCore(url, options);
   const { S, ask, cache, key, link, prefix, run, state } = core;
   const ownNumbers = numbers(core);

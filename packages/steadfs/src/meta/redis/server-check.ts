@@ -27,6 +27,7 @@ export async function checkServer(link: Link, url: RedisUrl, warn: (message: str
     else warn(`${url.display}: maxmemory-policy was ${policy}; it is noeviction now`);
   }
   if (info.get('aof_enabled') === '0') {
+    // Servers of providers may refuse CONFIG: then it says that nothing is saved, which is worth a look.
     const save = await link.ask(['CONFIG', 'GET', 'save']).catch(() => undefined);
     const saves = Array.isArray(save) && String(save[1]) !== '';
     warn(

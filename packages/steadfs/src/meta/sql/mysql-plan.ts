@@ -12,7 +12,7 @@ import type { Clause } from './optimistic-tx.ts';
 const PROCEDURES_MAX = 500;
 
 /** Statements in order, with guards. A failure undoes all of it. `appended`: the length that a plan's chunk has after its append. */
-export function planBody(clauses: readonly Clause[]): string {
+function planBody(clauses: readonly Clause[]): string {
   const stale = (n: string, wanted: number): string =>
     ` IF ${n} <> ${wanted} THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'stale plan'; END IF;`;
   const steps = clauses.map(c => {
@@ -38,7 +38,7 @@ const shapeOf = (value: SqlValue): keyof typeof PARAMETER_TYPES =>
   typeof value === 'number' || typeof value === 'bigint' ? 'n' : typeof value === 'string' ? 't' : 'b';
 
 /** The text of a procedure without its name. */
-export function procedureText(body: string, params: readonly SqlValue[]): string {
+function procedureText(body: string, params: readonly SqlValue[]): string {
   let n = 0;
   const named = body.replace(/\?/g, () => `p${n++}`);
   const list = params.map((p, i) => `IN p${i} ${PARAMETER_TYPES[shapeOf(p)]}`);
@@ -113,6 +113,7 @@ export function openPlans(pool: SqlPool, own: string): Plans {
           call = made(procedureText(body, params))
             .then(name => name && `CALL ${name}(${params.map(() => '?').join(', ')})`)
             .catch(() => {
+              // Sent as a block this time, and asked anew what there is: somebody may have dropped the routines.
               known = undefined;
               calls.delete(shape);
               return undefined;

@@ -25,8 +25,6 @@ export interface BeforePlan {
 export const nameKey = (name: Name): string =>
   Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString('latin1');
 
-export type Announcer = ReturnType<typeof createAnnouncer>;
-
 export function createAnnouncer(pool: SqlPool, prefix: string, options: EngineOptions, volume: Volume) {
   /** What announcements keep right; empty where there are none. */
   const cache = new Cache(options.cachesByPush === true && pool.listen !== undefined ? CACHE_MAX : 0);

@@ -75,6 +75,7 @@ export function reading(core: NetworkCore, generic: Pick<MetaEngine, 'lookup'>) 
   async function loadDir(dir: Ino): Promise<void> {
     const keep = fetching();
     const sql = `SELECT name, inode, type FROM ${prefix}edge WHERE parent = ? LIMIT ${COMPLETE_LIMIT + 1}`;
+    // Only a cache: the next lookup meets the same error.
     const rows = await pool.use(c => c.all(sql, [inoToBigint(dir)])).catch(() => undefined);
     if (rows === undefined || rows.length > COMPLETE_LIMIT || !keep(dir)) return;
     const names = new Map<string, Dentry | null>();

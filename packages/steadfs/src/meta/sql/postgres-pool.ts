@@ -121,6 +121,7 @@ export function openPostgres(url: PostgresUrl): SqlPool {
         await client.query(`LISTEN ${pg.escapeIdentifier(channel)}`);
       } catch (e) {
         open = false;
+        // Why it cannot be used says more than how it ends.
         client.end().catch(() => {});
         throw e;
       }

@@ -16,7 +16,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { type Ino, inoFromBigint, inoToBigint } from '../../format/ino.ts';
 import type { Listening, SqlPool } from './connection.ts';
 
-export const CHECK_MS = 1000;
+const CHECK_MS = 1000;
 const AGE_MAX_MS = 30_000;
 const HEARD_MS = 2 * CHECK_MS;
 /** A listening connection that has heard before is given up when it does not hear a probe for this long. */
@@ -189,6 +189,7 @@ export function openPush(host: PushHost, channel: string): Push {
       dropAll();
       await probe();
     } catch {
+      // Unheard, nothing is cached: slower, not wrong. The statements of the mount tell of the outage.
       if (!closed && listening === undefined) retry = setTimeout(() => void listen(), AGAIN_MS);
     }
   }
@@ -217,6 +218,7 @@ export function openPush(host: PushHost, channel: string): Push {
       }
       if (!unbroken) dropAll();
     } catch {
+      // Who is there is unknown: nothing is trusted until the next look.
       checkedAt = Number.NEGATIVE_INFINITY;
     } finally {
       checking = false;

@@ -40,7 +40,7 @@ export function inoParam(ino: Ino): number | bigint {
 }
 
 /** Columns of a node for {@link attrOfRow}, with a table alias. */
-export function nodeColumns(t = ''): string {
+function nodeColumns(t = ''): string {
   const parent = inoColumn(`${t}parent`);
   return `${t}flags,${t}type,${t}mode,${t}uid,${t}gid,${t}atime,${t}mtime,${t}ctime,${t}atimensec,${t}mtimensec,${t}ctimensec,${t}nlink,${t}length,${t}rdev,${parent},${t}access_acl_id,${t}default_acl_id,${t}tier_id`;
 }
@@ -67,7 +67,7 @@ function joinTime(sec: number, nsec: number): number | bigint {
 }
 
 /** Attributes from the columns of {@link nodeColumns}, which begin at `at`. */
-export function attrOfRow(row: Row, at: number): Attr {
+function attrOfRow(row: Row, at: number): Attr {
   const r = row as (number | null)[];
   const [atime, atimensec] = splitTime(r[at + 5]!, Number(r[at + 8]));
   const [mtime, mtimensec] = splitTime(r[at + 6]!, Number(r[at + 9]));
@@ -103,7 +103,7 @@ function attrOfBigRow(row: Row, at: number): Attr {
   return attrOfRow(small, at);
 }
 
-export function isOutOfRange(e: unknown): boolean {
+function isOutOfRange(e: unknown): boolean {
   return e instanceof Error && (e as { code?: string }).code === 'ERR_OUT_OF_RANGE';
 }
 

@@ -138,6 +138,7 @@ export function writeAheadLog(path: string, onError: (message: string) => void):
       // The one under way began before the caller's commit: all who come now share the one after it.
       latest = version;
       next ??= running
+        // Its own caller is told.
         .catch(() => undefined)
         .then(() => {
           next = undefined;

@@ -45,7 +45,7 @@ function sliceIds(core: SqliteCore): (count: number) => MaybePromise<number> {
 }
 
 /** The engine on the database file `path`, whose tables begin with `prefix`. */
-export function sqliteEngine(path: string, prefix: string, options: EngineOptions): MetaEngine {
+function sqliteEngine(path: string, prefix: string, options: EngineOptions): MetaEngine {
   const core = new SqliteCore(path, prefix, options);
   const { look, ...volume } = volumeRecord(core);
   const ops = txOperations(
