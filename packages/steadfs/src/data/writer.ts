@@ -272,10 +272,7 @@ export function createWriter(options: WriterOptions): Writer {
       const stuck = firstStuck();
       if (stuck !== undefined) throw stuck;
       relieve(true);
-      let go!: () => void;
-      const turn = new Promise<void>(resolve => {
-        go = resolve;
-      });
+      const { promise: turn, resolve: go } = Promise.withResolvers<void>();
       if (first) writers.push(go);
       else writers.unshift(go);
       // Memory may come free in ways that nobody reports (other users of the arena).

@@ -235,10 +235,8 @@ describe('file data under faults', { timeout: 240_000 }, () => {
   it('an unlinked inode: its data is dropped, and no error is left', () =>
     withVolume(async (v, faults) => {
       const s = v.start();
-      let go!: () => void;
-      faults.hold = new Promise(resolve => {
-        go = resolve;
-      });
+      const { promise: held, resolve: go } = Promise.withResolvers<void>();
+      faults.hold = held;
       const ino = await v.newFile('a');
       await put(v, s, ino, 0, randomBytes(9 * MIB));
       const flushed = s.data.flush(ino);
@@ -253,15 +251,13 @@ describe('file data under faults', { timeout: 240_000 }, () => {
 
   it('memory is full: writes wait parked, reads and small memory go on, order is kept', () =>
     withVolume(async (v, faults) => {
-      let go!: () => void;
+      const { promise: held, resolve: go } = Promise.withResolvers<void>();
       const s = v.start({ bufferSize: 32 * MIB });
       const other = await v.newFile('other');
       const known = randomBytes(MIB);
       await put(v, s, other, 0, known);
       await s.data.flush(other);
-      faults.hold = new Promise(resolve => {
-        go = resolve;
-      });
+      faults.hold = held;
       const ino = await v.newFile('a');
       let parked = 0;
       const waiting = { ...patient, park: () => parked++ };
@@ -296,10 +292,7 @@ describe('file data under faults', { timeout: 240_000 }, () => {
       const s = v.start();
       const ino = await v.newFile('a');
       await put(v, s, ino, 0, Buffer.from('x'));
-      let interrupt!: () => void;
-      const promise = new Promise<void>(go => {
-        interrupt = go;
-      });
+      const { promise, resolve: interrupt } = Promise.withResolvers<void>();
       let dying = false;
       let parked = 0;
       const waiting: Waiting = {
@@ -520,10 +513,8 @@ describe('file data under faults', { timeout: 240_000 }, () => {
           await put(v, s, inos[0]!, 0, randomBytes(1000));
           await s.data.flush(inos[0]!);
         }
-        let go!: () => void;
-        faults.holdSync = new Promise<void>(resolve => {
-          go = resolve;
-        });
+        const { promise: held, resolve: go } = Promise.withResolvers<void>();
+        faults.holdSync = held;
         let done = 0;
         // After a restart the first sync is one of the whole store, for all files.
         const both = [inos[0]!, inos[restarted ? 1 : 0]!].map(ino => s.data.sync(ino).then(() => done++));
@@ -569,10 +560,8 @@ describe('file data under faults', { timeout: 240_000 }, () => {
       s.data.invalidateRange(ino, 0, 2 ** 53);
       frozen.done();
       await low;
-      let go!: () => void;
-      faults.hold = new Promise<void>(resolve => {
-        go = resolve;
-      });
+      const { promise: held, resolve: go } = Promise.withResolvers<void>();
+      faults.hold = held;
       const first = s.data.flush(ino);
       await pause(1);
       faults.hold = undefined;

@@ -285,14 +285,8 @@ else {
         // b knows what plans need, not the directory's attributes.
         const dir = await mkdir(a, ROOT, 'theirs');
         await assert.rejects(async () => b.lookup(root, dir, name('none')));
-        let release = (): void => {};
-        const held = new Promise<void>(resolve => {
-          release = resolve;
-        });
-        let sent = (): void => {};
-        const committed = new Promise<void>(resolve => {
-          sent = resolve;
-        });
+        const { promise: held, resolve: release } = Promise.withResolvers<void>();
+        const { promise: committed, resolve: sent } = Promise.withResolvers<void>();
         faults.statement = (pool, sql, run) => {
           if (!sql.startsWith('WITH ')) return undefined;
           faults.statement = undefined;
@@ -315,14 +309,8 @@ else {
 
     it('a directory of ours in which another client made something before we heard that it is there', () =>
       pair('window6', async ({ a, b, faults, dir, mkdir }) => {
-        let release = (): void => {};
-        const held = new Promise<void>(resolve => {
-          release = resolve;
-        });
-        let sent = (): void => {};
-        const committed = new Promise<void>(resolve => {
-          sent = resolve;
-        });
+        const { promise: held, resolve: release } = Promise.withResolvers<void>();
+        const { promise: committed, resolve: sent } = Promise.withResolvers<void>();
         faults.statement = (pool, sql, run) => {
           if (!sql.startsWith('WITH ')) return undefined;
           faults.statement = undefined;

@@ -147,10 +147,7 @@ test('a file that was closed while its UNLINK was under way is deleted', () =>
     await first.fs.flush(request().ctx, nodeid, fh, 0n);
     // The engine's decision, whose answer waits.
     const { unlink } = v.engine;
-    let answer!: () => void;
-    const waits = new Promise<void>(go => {
-      answer = go;
-    });
+    const { promise: waits, resolve: answer } = Promise.withResolvers<void>();
     v.engine.unlink = async (...args) => {
       const removed = await unlink.apply(v.engine, args);
       await waits;

@@ -4,24 +4,29 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ROOT } from '../../src/format/ino.ts';
 import { startLog } from '../../src/observe/log.ts';
 import { Counters } from '../../src/vfs/counters.ts';
-import { createUpkeep } from '../../src/vfs/upkeep.ts';
-import { MIB, makeVolume, patient, writeData } from '../data/harness.ts';
+import { createUpkeep, type Upkeep } from '../../src/vfs/upkeep.ts';
+import { MIB, makeVolume, patient, type Volume, writeData } from '../data/harness.ts';
+
+const upkeepOf = (v: Volume, { data, capsule }: ReturnType<Volume['start']>, noJobs: boolean): Upkeep => {
+  const counters = new Counters(capsule);
+  return createUpkeep({
+    engine: v.engine,
+    data,
+    log: startLog({ level: 'fatal' }),
+    format: () => v.format,
+    jobOp: slot => counters.jobOp(slot),
+    heartbeat: 12,
+    noJobs,
+    deleteObjects: true,
+  });
+};
 
 test('data of removed files is deleted, no two at a time by one op slot', async () => {
   const v = await makeVolume({ arena: 64 * MIB, format: { TrashDays: 0 } });
   try {
-    const { data, capsule } = v.start({ bufferSize: 32 * MIB });
-    const counters = new Counters(capsule);
-    const upkeep = createUpkeep({
-      engine: v.engine,
-      data,
-      log: startLog({ level: 'fatal' }),
-      format: () => v.format,
-      jobOp: slot => counters.jobOp(slot),
-      heartbeat: 12,
-      noJobs: true,
-      deleteObjects: true,
-    });
+    const started = v.start({ bufferSize: 32 * MIB });
+    const { data, capsule } = started;
+    const upkeep = upkeepOf(v, started, true);
     const busy = new Set<number>();
     const { deleteFileData } = v.engine;
     v.engine.deleteFileData = async (op, ino, length) => {
@@ -62,24 +67,14 @@ test('data of removed files is deleted, no two at a time by one op slot', async 
 test('sessions of others are not judged by a clock that has just jumped', async t => {
   const v = await makeVolume();
   try {
-    const { data, capsule } = v.start({ bufferSize: 32 * MIB });
-    const counters = new Counters(capsule);
+    const started = v.start({ bufferSize: 32 * MIB });
     const cleaned: number[] = [];
     // The other mount of this host, which was suspended as well: it has an hour less to live than the clock says now.
     v.engine.staleSessions = async () => (Date.now() > start + 3600_000 ? [77] : []);
     v.engine.cleanSession = async sid => void cleaned.push(sid);
     const start = Date.now();
     t.mock.timers.enable({ apis: ['Date', 'setInterval'], now: start });
-    const upkeep = createUpkeep({
-      engine: v.engine,
-      data,
-      log: startLog({ level: 'fatal' }),
-      format: () => v.format,
-      jobOp: slot => counters.jobOp(slot),
-      heartbeat: 12,
-      noJobs: false,
-      deleteObjects: true,
-    });
+    const upkeep = upkeepOf(v, started, false);
     upkeep.start();
     const rounds = async (n: number) => {
       for (let i = 0; i < n; i++) {
@@ -95,7 +90,7 @@ test('sessions of others are not judged by a clock that has just jumped', async 
     assert.ok(cleaned.includes(77), 'it is gone for good');
     await upkeep.stop();
     t.mock.timers.reset();
-    await data.shutdown();
+    await started.data.shutdown();
   } finally {
     t.mock.timers.reset();
     await v.dispose();
