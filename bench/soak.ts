@@ -95,12 +95,10 @@ async function soak(): Promise<void> {
   const minutes: number[] = [];
   try {
     const begin = performance.now();
+    const gone = once(child, 'exit').then(() => true);
     let cpu = 0;
     for (let minute = 1; minute <= Number(values.minutes); minute++) {
-      const ended = await Promise.race([
-        once(child, 'exit').then(() => true),
-        sleep(begin + minute * 60_000 - performance.now()).then(() => false),
-      ]);
+      const ended = await Promise.race([gone, sleep(begin + minute * 60_000 - performance.now()).then(() => false)]);
       if (ended) throw new Error('the program on the mount has ended');
       const { keeper, service } = parts(volume.dir);
       const [ours, shell] = [usage(service), usage(keeper)];
