@@ -326,12 +326,12 @@ export class Slots {
     this.#landing.u32[PROGRESS / 4] = count;
   }
 
-  /** The landed request is somewhere else (or of no use): header.len = 0. */
   /** Thread that made the request which has landed; 0: nobody. */
   get landedPid(): number {
     return this.#land[IN_PID / 4]!;
   }
 
+  /** The landed request is somewhere else (or of no use): header.len = 0. */
   clearLanding(): void {
     const length = this.#land[IN_LEN / 4]!;
     Atomics.store(this.#land, IN_LEN / 4, 0);
