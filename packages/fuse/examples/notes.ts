@@ -10,7 +10,7 @@
  * the journal record of the request's slot says what is to be done, stored with one last word; then it is done, in steps that can be repeated; then it is marked done
  * with its result. A new process finishes what was decided, and a request that comes again (same op) finds its result.
  */
-import { existsSync } from 'node:fs';
+import { existsSync, open } from 'node:fs';
 import {
   type Capsule,
   EEXIST,
@@ -287,7 +287,7 @@ export function notes(capsule: Capsule): FileSystem & { readonly count: number }
   };
 }
 
-/** For the tests: `create` of the name "poison" throws or aborts; of "slow" waits for the file `go`. */
+/** For the tests: `create` of the name "poison" throws (also with a thread that hangs) or aborts; of "slow" waits for the file `go`. */
 function faultyCreate(fileSystem: FileSystem, how: string, go: string): void {
   const { create } = fileSystem;
   if (!create) return;
@@ -295,6 +295,8 @@ function faultyCreate(fileSystem: FileSystem, how: string, go: string): void {
     const text = Buffer.from(name).toString();
     if (text === 'poison') {
       if (how === 'abort') process.abort();
+      // A FIFO that nobody writes to.
+      if (how === 'hang') open(`${go}.fifo`, 'r', () => {});
       setImmediate(() => {
         throw new Error('poison');
       });

@@ -43,6 +43,9 @@ const NEVER =
   INIT.OVER_IO_URING |
   INIT.REQUEST_TIMEOUT;
 
+/** Name of the blob with {@link Connection}; without it INIT has not been answered. */
+export const INIT_BLOB = 'fuse.connection';
+
 export interface InitOptions {
   /** Wanted flags ({@link INIT}); those in force are in Connection.flags. Default {@link DEFAULT_FLAGS}. */
   flags?: bigint;

@@ -168,14 +168,29 @@ export interface Start {
   troubled(list: readonly Trouble[]): void;
 }
 
+/** What company.ts must know of a file system that is not there yet. */
+export interface Meanwhile {
+  /** Claims the runs of the arena that its records name. */
+  claim(): void;
+  /** As in FileSystem. */
+  forget(nodeid: number, nlookup: number): void;
+  /** As in Session.limit. */
+  limit: number | undefined;
+}
+
 export interface ServiceSettings<Warm> {
   version: string;
   /**
    * All sections (records and blobs) that this build knows, with the greatest version it reads. Those of @steadfs/fuse's own are added. When given, a take-over is refused before
    * anything happens if the capsule has others. */
   sections?: readonly { name: string; version: number }[];
-  /** Whatever is slow and can fail: connects the engine, checks the store. A rejection ends this process; in an upgrade the old service goes on, and its message is the reason that replaceMount() gives. */
+  /** Whatever is slow and can fail: connects the engine, checks the store. A rejection ends this process (but see `meanwhile`); in an upgrade the old service goes on, and its message is the reason that replaceMount() gives. */
   prepare(preparation: Preparation): Promise<Warm>;
+  /**
+   * When given, a restarted service whose `prepare` takes long or fails keeps its callers company (company.ts) and tries again, instead of ending at once. The capsule is not the one
+   * that `serve` gets.
+   */
+  meanwhile?(capsule: OpenCapsule, launch: Launch): Meanwhile;
   /** Serves until the mount has ended; that may be so already, and what the capsule holds is to be stored. A rejection is a crash: the keeper starts another service. */
   serve(start: Start, warm: Warm): Promise<void>;
   /** A successor is ready and about to kill this process: stop reading, finish what takes no time. It is killed after 10 ms at the latest; or, if the successor fails, `resume` is called. */

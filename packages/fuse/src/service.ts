@@ -21,6 +21,7 @@ import {
   openCapsule,
   peekBlob,
 } from './capsule.ts';
+import { type Company, keepCompany } from './company.ts';
 import { EACCES, EBUSY, ECANCELED, ECONNREFUSED, EINVAL, EIO, ENOENT, ENOTCONN, Errno, ETIMEDOUT } from './errno.ts';
 import { faultPoint } from './fault.ts';
 import {
@@ -32,6 +33,7 @@ import {
   serveControl,
   takeOver,
 } from './handover.ts';
+import { INIT_BLOB } from './init.ts';
 import {
   becomeKeeper,
   becomeProgram,
@@ -93,7 +95,10 @@ import type {
 } from './service-types.ts';
 import { CONNECTION_SECTIONS } from './slots.ts';
 import * as sys from './sys.ts';
-import { isRestart, listenFds, notifications, type StoredFds, storedMount } from './systemd.ts';
+import { isRestart, listenFds, type Notifications, notifications, type StoredFds, storedMount } from './systemd.ts';
+
+/** QUIT still ends a process with its core, and those that tell of a fault do. */
+const IGNORED = ['SIGUSR1', 'SIGUSR2', 'SIGALRM', 'SIGIO', 'SIGPWR', 'SIGSTKFLT'] as const;
 
 /** JSON in the capsule: who serves, and the last take-overs. */
 const PROCESS_BLOB = 'fuse.process';
@@ -421,7 +426,8 @@ async function servedAfterAll(
 /** From the service by its socket; when it does not answer, from the keeper (or the service) by pidfd. */
 async function fdsOf(state: MountState, launch: Launch): Promise<HeldFds> {
   try {
-    const control = await connectToService(launch, state.service?.pid);
+    // One that waits for its database has no socket.
+    const control = await connectToService(launch, state.state === 'waiting' ? undefined : state.service?.pid);
     control.close();
     return control.fds!;
   } catch (error) {
@@ -495,12 +501,17 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
     sys.unmap(memory);
   };
   const progress = { served: false, committed: false };
+  // Node's own way out waits for the threads of its pool, and everybody on the mount with it.
+  process.on('uncaughtException', error => {
+    console.error(error);
+    sys.leave(1);
+  });
   try {
     report({ event: 'started', service: process.pid });
     faultPoint('adopt.begun', mode);
     await adoptAndServe(settings, mode, before, log, report, progress);
     writeState(FD_STATE, 'ended');
-    process.exit(EXIT_ENDED);
+    sys.leave(EXIT_ENDED);
   } catch (error) {
     const reason = message(error);
     const code = error instanceof Exit ? error.code : 1;
@@ -518,7 +529,7 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
     if (mode === 'mount' && !progress.served && code !== EXIT_LOCKED && code !== EXIT_ENDED)
       await takeBack(readLaunch(FD_LAUNCH));
     report({ event: 'failed', message: reason });
-    process.exit(code);
+    sys.leave(code);
   }
 }
 
@@ -559,7 +570,7 @@ async function adoptAndServe<Warm>(
     terminated++;
     if (!adopted) {
       report({ event: 'failed', message: 'ended by a signal' });
-      process.exit(EXIT_REFUSED);
+      sys.leave(EXIT_REFUSED);
     }
     if (notify && (await isRestart())) {
       log('info', 'restart: the mount stays, the next service adopts it');
@@ -577,8 +588,8 @@ async function adoptAndServe<Warm>(
   // A terminal that closes is no reason to end; a command that does not find the control socket asks for it.
   let listenAgain = (): void => {};
   process.on('SIGHUP', () => listenAgain());
-  // Node would open a debugger that every local user can reach; this signal is sent by who rotates logs.
-  process.on('SIGUSR1', () => {});
+  // Nobody has a reason to send these, and their default is the end of the process (of SIGUSR1 in Node a debugger that every local user can reach).
+  for (const signal of IGNORED) process.on(signal, () => log('warn', `${signal} has no meaning here: ignored`));
 
   // --- Prepare
   const capsuleFds = { capsule: FD_CAPSULE, arena: FD_ARENA };
@@ -610,16 +621,19 @@ async function adoptAndServe<Warm>(
   // Unmounted while no service ran, or the one before died over it: what programs wrote is in the capsule, and is brought home.
   if (ended(FD_FUSE) && (upgrade || fresh)) throw new Exit(EXIT_ENDED, 'the mount has ended');
   const why: Takeover['why'] = upgrade ? 'upgrade' : fresh ? 'mount' : mode === 'systemd' ? 'systemd' : 'crash';
+  notify?.store(HELD);
+  faultPoint('adopt.before-prepare', mode);
+  const prepare = (): Promise<Warm> => settings.prepare({ launch, why, peek: name => peekBlob(FD_CAPSULE, name) });
   const extend = notify && setInterval(() => notify.extendTimeout(20_000), 10_000);
   extend?.unref();
-  notify?.store(HELD);
   let warm: Warm;
   try {
-    faultPoint('adopt.before-prepare', mode);
-    warm = await settings.prepare({ launch, why, peek: name => peekBlob(FD_CAPSULE, name) });
-  } catch (error) {
-    if (why === 'upgrade' || why === 'mount') throw new Exit(EXIT_REFUSED, message(error));
-    throw error;
+    if (why === 'crash' || why === 'systemd')
+      warm = await patiently(prepare, settings.meanwhile, launch, predecessor, log, notify);
+    else
+      warm = await prepare().catch((error: unknown) => {
+        throw new Exit(EXIT_REFUSED, message(error));
+      });
   } finally {
     clearInterval(extend);
   }
@@ -765,6 +779,54 @@ async function adoptAndServe<Warm>(
   notify?.close();
   rmSync(launch.directory, { recursive: true, force: true });
   log('info', `${launch.mountPoint}: unmounted`);
+}
+
+/** A service that is not ready after this long keeps its callers company, ms. */
+const COMPANY_MS = 1000;
+/** Between two attempts to get ready, ms; the last one for all others. */
+const PAUSES = [100, 200, 500, 1000, 2000, 5000];
+
+/** What `prepare` answers at last. Without `meanwhile`, and when the mount has ended, a failure is the end. */
+async function patiently<Warm>(
+  prepare: () => Promise<Warm>,
+  meanwhile: ServiceSettings<Warm>['meanwhile'],
+  launch: Launch,
+  predecessor: Ended | undefined,
+  log: NonNullable<ServiceSettings<Warm>['log']>,
+  notify: Notifications | undefined,
+): Promise<Warm> {
+  const since = JSON.stringify({ since: waitingSince() });
+  let company: Promise<Company | undefined> | undefined;
+  const begin = (reason: string): void => {
+    writeState(FD_STATE, `waiting: ${reason}`, since);
+    notify?.status(reason);
+    // Who has not answered INIT has only callers that may go.
+    if (company || !meanwhile || ended(FD_FUSE) || !peekBlob(FD_CAPSULE, INIT_BLOB)) return;
+    const capsule = openCapsule({ capsule: FD_CAPSULE, arena: FD_ARENA }, { arenaSize: launch.arenaSize });
+    company = keepCompany(FD_FUSE, capsule, meanwhile(capsule, launch), predecessor, log).catch((error: unknown) => {
+      log('error', `callers that wait cannot be looked after: ${message(error)}`);
+      return undefined;
+    });
+  };
+  const timer = meanwhile && setTimeout(begin, COMPANY_MS, 'what the service needs does not answer');
+  let told = '';
+  try {
+    for (let attempt = 0; ; attempt++)
+      try {
+        return await prepare();
+      } catch (error) {
+        if (!meanwhile || ended(FD_FUSE)) throw error;
+        const reason = message(error);
+        if (reason !== told) log('error', reason);
+        told = reason;
+        clearTimeout(timer);
+        begin(reason);
+        await sleep(PAUSES[Math.min(attempt, PAUSES.length - 1)]);
+      }
+  } finally {
+    clearTimeout(timer);
+    (await company)?.end();
+  }
 }
 
 /** When the attempts began to fail, of which this one is the last: ms since 1970. */

@@ -42,6 +42,7 @@ import {
   CONNECTION_BLOB,
   decodeConnection,
   encodeConnection,
+  INIT_BLOB,
   type InitOptions,
   LARGEST_OTHER,
   MIB,
@@ -73,6 +74,8 @@ export interface ServeOptions {
   /** Longest busy poll after a request, microseconds; default 100, 0 = none. */
   spin?: number;
   log?: Log;
+  /** The file system answers nothing: see company.ts. No request is blamed for a crash of this process, and a FLUSH whose caller is let go stays, to be carried out later. */
+  company?: boolean;
 }
 
 export interface SessionStats {
@@ -120,6 +123,8 @@ export interface Session {
    * Context.endless). Undefined: all is well again, no limit. What the request has asked for may still take effect, once.
    */
   limit(ms: number | undefined): void;
+  /** Reads, answers and looks at nothing any more. What was taken is the next server's of this capsule, which may be one of this process. */
+  leave(): void;
   /** Settles after the mount is gone and `fileSystem.destroy` is done. */
   readonly done: Promise<void>;
 }
@@ -202,7 +207,7 @@ class Server implements Session, Receiver {
     this.done = new Promise(resolve => {
       this.#finish = resolve;
     });
-    this.#parameters = options.capsule.blob('fuse.connection', CONNECTION_BLOB);
+    this.#parameters = options.capsule.blob(INIT_BLOB, CONNECTION_BLOB);
     const stored = this.#parameters.get();
     const known = stored ? decodeConnection(stored) : options.orphan;
     const maxWrite = known?.maxWrite ?? Math.max(PAGE, options.init?.maxWrite ?? MIB);
@@ -248,9 +253,12 @@ class Server implements Session, Receiver {
     const { before } = this.#options;
     const crash = slots.crashed || (before?.pid === slots.server && diedOfItself(before.code));
     const handed = slots.settleHanded(crash);
-    slots.serving();
-    if (serving.size === 0) process.on('uncaughtExceptionMonitor', noteCrash);
-    serving.add(slots);
+    const { company } = this.#options;
+    slots.serving(company ? 0 : process.pid);
+    if (!company) {
+      if (serving.size === 0) process.on('uncaughtExceptionMonitor', noteCrash);
+      serving.add(slots);
+    }
     faultPoint('adopt.claimed');
     if (this.connection) await this.#fs.init?.(this.connection, this.notify);
     this.#replay(crash && handed === 1);
@@ -265,6 +273,18 @@ class Server implements Session, Receiver {
 
   resumeReading(): void {
     if (!this.ended) this.device.start();
+  }
+
+  leave(): void {
+    this.ended = true;
+    this.device.stop();
+    clearTimeout(this.#look);
+    this.#look = undefined;
+    this.#dropFromServing();
+  }
+
+  #dropFromServing(): void {
+    if (serving.delete(this.slots) && serving.size === 0) process.off('uncaughtExceptionMonitor', noteCrash);
   }
 
   #connected(connection: Connection): void {
@@ -340,7 +360,7 @@ class Server implements Session, Receiver {
     this.#adopted.repeated = taken.length;
     faultPoint('adopt.before-replay');
     for (const k of taken)
-      if (slots.crashes(k) === 0) this.#dispatch(k, true);
+      if (slots.crashes(k) === 0 || this.#options.company) this.#dispatch(k, true);
       else this.#suspects.push(k);
     faultPoint('adopt.replayed');
     this.#pump();
@@ -660,6 +680,13 @@ class Server implements Session, Receiver {
   }
 
   #abandon(request: Request, error: Errno): void {
+    if (this.#options.company && request.opcode === OP.FLUSH) {
+      // Its unlocking must still be done: only the caller is let go. The next server's answer finds nobody.
+      this.device.write(this.#prepare(request, error.errno, OUT_HEADER), OUT_HEADER);
+      request.answered = true;
+      if (request.slot >= 0) this.park(request);
+      return;
+    }
     // Data on pages of its own may be read at any time.
     if (request.spill >= 0 && !request.dataTaken) return;
     request.abandoned = true;
@@ -1004,8 +1031,7 @@ class Server implements Session, Receiver {
   gone(errno: number): void {
     if (this.ended) return;
     this.ended = true;
-    serving.delete(this.slots);
-    if (serving.size === 0) process.off('uncaughtExceptionMonitor', noteCrash);
+    this.#dropFromServing();
     if (errno === EPERM.errno || errno === EINVAL.errno)
       this.#log('error', `read of /dev/fuse fails with errno ${errno}`, errnoOf(errno));
     for (const request of this.#requests) request?.fire();

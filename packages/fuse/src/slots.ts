@@ -400,9 +400,9 @@ export class Slots {
   crashing(): void {
     this.#landing.u32[CRASHED / 4] = 1;
   }
-  /** This process hands them out from now on. */
-  serving(): void {
-    this.#landing.u32[SERVER / 4] = process.pid;
+  /** This process hands them out from now on; 0: nobody does that a crash could be blamed on. */
+  serving(pid: number): void {
+    this.#landing.u32[SERVER / 4] = pid;
     this.#landing.u32[CRASHED / 4] = 0;
   }
 

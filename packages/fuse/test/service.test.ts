@@ -368,7 +368,7 @@ function touch(path: string): { child: ChildProcess; ended: Promise<[number | nu
   return { child, ended: once(child, 'close').then(([code]) => [code as number | null, said]) };
 }
 
-for (const how of ['throw', 'abort'])
+for (const how of ['throw', 'hang', 'abort'])
   test(
     `a request that crashes the service (${how}) gets EIO at the third crash, all others are answered`,
     {
@@ -379,6 +379,7 @@ for (const how of ['throw', 'abort'])
       mounted(
         `poison-${how}`,
         async m => {
+          if (how === 'hang') execFileSync('mkfifo', [`${m.log}.go.fifo`]);
           m.run('mount', { STEADFS_NOTES_FAULT: `create-${how}` });
           const loads = ['a', 'b', 'c'].map(id => startLoad(m.dir, id));
           const [code, said] = await touch(join(m.dir, 'poison')).ended;

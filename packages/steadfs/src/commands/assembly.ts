@@ -109,11 +109,35 @@ export async function assemble(warm: Warm, capsule: Capsule, mountPoint: string,
     fileSystem: {
       ...all,
       async destroy() {
-        await upkeep.stop();
-        await all.destroy?.();
+        const end = async (): Promise<void> => {
+          await upkeep.stop();
+          await all.destroy?.();
+        };
+        if (!(await whileAnswered(end(), warm.troubles, () => data.stats().dirty === 0)))
+          log.error(`the database does not answer: session ${own.identity.sid} is left to expire`);
       },
     },
   };
+}
+
+/** The end of a mount waits for a database that does not answer for this long, ms. */
+const END_MS = 10_000;
+
+/** Waits for `work`. False when it is given up: the database has not answered for {@link END_MS}, and `may` allows it. */
+async function whileAnswered(work: Promise<void>, troubles: Troubles, may: () => boolean): Promise<boolean> {
+  const start = Date.now();
+  let timer: NodeJS.Timeout | undefined;
+  const given = new Promise<boolean>(giveUp => {
+    timer = setInterval(() => {
+      const since = troubles.list.find(t => t.what === 'database')?.since ?? Number.POSITIVE_INFINITY;
+      if (Date.now() - Math.max(since, start) > END_MS && may()) giveUp(false);
+    }, 500);
+  });
+  try {
+    return await Promise.race([work.then(() => true), given]);
+  } finally {
+    clearInterval(timer);
+  }
 }
 
 /** Opens the database and the store, and looks whether they are still the volume that was mounted. Changes nothing. */
@@ -149,6 +173,22 @@ export async function prepare(
     throw new Failure(`cannot open the database: ${withoutSecrets(messageOf(error), options.metaUrl)}`);
   }
   phase('engine');
+  try {
+    const { format, store } = await volumeOf(engine, options, log);
+    return { options, engine, store, format, events, troubles, show, info: sessionInfo(mountPoint, created) };
+  } catch (error) {
+    // It may be tried again in this process.
+    void engine.close().catch((e: unknown) => log.debug(`closing the database: ${messageOf(e)}`));
+    throw error;
+  }
+}
+
+/** Settings and store of the volume that was mounted; throws when it is not that one any more, or needs a newer client. */
+async function volumeOf(
+  engine: MetaEngine,
+  options: ServiceOptions,
+  log: Log,
+): Promise<{ format: Format; store: FollowingStore }> {
   const format = await engine.load();
   phase('format');
   if (!format) throw new Failure(`${engine.name} holds no volume any more`);
@@ -168,7 +208,7 @@ export async function prepare(
     },
     log: (level, message) => log[level](message),
   });
-  return { options, engine, store, format, events, troubles, show, info: sessionInfo(mountPoint, created) };
+  return { format, store };
 }
 
 function sessionInfo(mountPoint: string, mountedMs: number): SessionInfo {

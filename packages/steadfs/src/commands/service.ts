@@ -12,13 +12,15 @@ import { unmountDevice } from '@steadfs/fuse/mount';
 import { phase } from '@steadfs/fuse/phases';
 import { runService } from '@steadfs/fuse/service';
 import { type Session, serve } from '@steadfs/fuse/session';
-import { DATA_SECTIONS } from '../data/journal.ts';
+import { leave } from '@steadfs/fuse/sys';
+import { claimExtents, DATA_SECTIONS } from '../data/journal.ts';
 import type { Format } from '../format/volume.ts';
 import { type LogHandle, startLog } from '../observe/log.ts';
 import type { Metrics } from '../observe/metrics.ts';
 import { releaseCode, releasesWhenIdle } from '../observe/resident.ts';
 import { decodeTroubles, keepTroubles, SAME_MS, TROUBLES_BYTES, TROUBLES_HINT } from '../observe/troubles.ts';
 import { CLIENT_VERSION, VERSION } from '../version.ts';
+import { Inodes } from '../vfs/inodes.ts';
 import { ownPeriod } from '../vfs/upkeep.ts';
 import { VFS_SECTIONS } from '../vfs/vfs.ts';
 import { assemble, prepare, type Warm } from './assembly.ts';
@@ -30,6 +32,8 @@ import { rehearse } from './rehearsal.ts';
 const STARTED_MS = 5000;
 const LOOK_MS = 3000;
 const FIRST_MS = 60_000;
+/** Connections to store and database have this long to be closed, ms. */
+const CLOSE_MS = 5000;
 /** The log's library is loaded this long after the first line: behind the first answers, and before the start-up's memory is given back. */
 const START_UP_MS = 1000;
 
@@ -42,27 +46,38 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
   let session: Session | undefined;
   /** The mount has ended, or another process is about to serve it. */
   let leaving = false;
+  let attempts = 0;
   await runService<Warm>({
     version: VERSION,
     sections: [...VFS_SECTIONS, ...DATA_SECTIONS],
     log: (level, message) => log[level](message),
     async prepare({ launch, why, peek }) {
       const options = launch.options as ServiceOptions;
-      Object.assign(process.env, options.environment);
-      endWhenHung(options.hangLimit ?? 0);
-      log.flush();
-      log = logOf(options);
-      process.on('SIGHUP', () => log.reopen());
+      if (attempts++ === 0) {
+        Object.assign(process.env, options.environment);
+        endWhenHung(options.hangLimit ?? 0);
+        log.flush();
+        log = logOf(options);
+        process.on('SIGHUP', () => log.reopen());
+      }
       if (why === 'upgrade')
         await rehearse().catch((error: unknown) => log.debug(`nothing was rehearsed: ${messageOf(error)}`));
       return prepare(options, log, launch, decodeTroubles(peek(TROUBLES_HINT)));
+    },
+    meanwhile(capsule, { options }) {
+      const inodes = new Inodes(capsule);
+      return {
+        claim: () => claimExtents(capsule),
+        forget: nodeid => inodes.forget(nodeid),
+        limit: (options as ServiceOptions).waitTimeoutMs || undefined,
+      };
     },
     async serve(start, warm) {
       const { capsule, launch } = start;
       const parts = await assemble(warm, capsule, launch.mountPoint, log);
       const { vfs, upkeep, metrics, fileSystem, own } = parts;
       const { options, engine, store, format, events } = warm;
-      const leave = (reason: string) => {
+      const unmountFor = (reason: string) => {
         log.error(`${reason}: unmounting ${launch.mountPoint}`);
         unmountDevice(launch, { lazy: true }).catch((error: unknown) =>
           log.error(`unmounting failed: ${messageOf(error)}`),
@@ -77,7 +92,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       };
       warm.show.troubles(warm.troubles.list);
       setTimeout(() => keepTroubles(kept, warm.troubles.list), SAME_MS + 1).unref();
-      events.volumeLost = leave;
+      events.volumeLost = unmountFor;
       events.sessionLost = reason => {
         log.error(`the session is lost: ${reason}. What is written now fails`);
         // Who took it over serves; it is not to be taken back.
@@ -87,7 +102,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
           () => {
             log.error('starting anew, with a new session');
             log.flush();
-            process.exit(1);
+            leave(1);
           },
         );
       };
@@ -150,8 +165,9 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         requests: () => (leaving ? Number.POSITIVE_INFINITY : device.read),
       });
       await session.done;
-      await store.close();
-      await engine.close();
+      // What these still wait for goes with the process.
+      const closed = store.close().then(() => engine.close());
+      await Promise.race([closed, new Promise(go => setTimeout(go, CLOSE_MS))]);
     },
     yielding() {
       leaving = true;

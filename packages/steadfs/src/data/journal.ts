@@ -125,6 +125,17 @@ export interface Journal {
   slices(): SliceRecord[];
 }
 
+/** Claims the runs of all extents, for who reads requests into the arena and knows no more of the data than that. */
+export function claimExtents(capsule: Capsule): void {
+  const records = capsule.records(DATA_SECTIONS[1]!);
+  const runs = new Map<number, number>();
+  for (const rec of records.live()) {
+    const o = records.offsetOf(rec);
+    runs.set(records.cells.getFloat64(o + 24), records.cells.getUint32(o + 32));
+  }
+  for (const [at, length] of runs) capsule.arena.claim(at, length);
+}
+
 export function openJournal(capsule: Capsule): Journal {
   const [writers, extents, slices, numbers] = DATA_SECTIONS.map(spec => capsule.records(spec)) as [
     Records,

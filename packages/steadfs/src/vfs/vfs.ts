@@ -157,9 +157,13 @@ export async function createVfs(parts: VfsParts): Promise<Vfs> {
     async destroy() {
       clearInterval(heartbeat);
       core.stop();
-      await data.flushAll();
-      await data.shutdown();
-      await engine.closeSession();
+      // What cannot be stored is no reason to keep locks and removed files for as long as a session lives.
+      try {
+        await data.flushAll();
+      } finally {
+        await data.shutdown();
+        await engine.closeSession();
+      }
     },
   };
 

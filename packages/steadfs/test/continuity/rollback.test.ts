@@ -189,7 +189,8 @@ after(async () => {
     const fault = volume.close({ keep: true });
     if (fault) faultsFound.push(fault);
     else if (!broken) faultsFound.push(...inspectVolume(volume.base));
-    if (broken) console.log(readFileSync(join(volume.base, 'log'), 'utf8').split('\n').slice(-40).join('\n'));
+    if (broken || faultsFound.length > 0)
+      console.log(readFileSync(join(volume.base, 'log'), 'utf8').split('\n').slice(-60).join('\n'));
     rmSync(scratch, { recursive: true, force: true });
     rmSync(volume.base, { recursive: true, force: true });
   }

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { roles } from '../continuity/storm.ts';
 import { META_KINDS, type MetaKind, startNetwork } from '../servers/network.ts';
-import { abortMount, missing, openVolume } from '../support/volume.ts';
+import { abortMount, missing, openVolume, runClientLater } from '../support/volume.ts';
 import { describeFaults, faultRun, statusOf } from './faults.ts';
 
 const full = process.env.STEADFS_FULL === '1';
@@ -193,6 +193,93 @@ test('a write that waits for attributes ends with its program, and with EIO when
     const fault = volume.close();
     if (fault) abortMount(volume.dir);
     assert.equal(fault, undefined);
+  }
+});
+
+/** Opens a file, writes to it, locks it, says so, and then waits in fsync(2) when it is told to. */
+const HOLDER = `
+import fcntl, os, sys
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(file, b'held')
+fcntl.lockf(file, fcntl.LOCK_EX)
+print('open', flush=True)
+sys.stdin.readline()
+os.fsync(file)
+`;
+
+for (const [meta, limit] of [
+  ['redis', false],
+  ['postgres', true],
+] as const)
+  test(`${meta}: no service can start: waiting ends ${limit ? 'when the time is up' : 'with the program'}`, {
+    skip: lack ?? false,
+  }, async t => {
+    const network = await startNetwork(meta, 'file');
+    if ('missing' in network) return t.skip(network.missing);
+    t.after(() => network.close());
+    const flags = ['--attr-cache', '0s', ...(limit ? ['--wait-timeout', '10s'] : [])];
+    const volume = openVolume({ meta: network.meta!, mount: flags });
+    const at = (name: string): string => join(volume.dir, name);
+    const state = (): string => statusOf(volume.dir).mount.state;
+    const holder = spawn('python3', ['-c', HOLDER, at('held')], { stdio: ['pipe', 'pipe', 'ignore'] });
+    const held = once(holder, 'close');
+    try {
+      await once(holder.stdout!, 'data');
+      await (limit ? network.metaProxy!.freeze() : network.metaProxy!.refuse());
+      holder.stdin!.write('\n');
+      const taken = [`mkdir ${at('made')}`, `stat ${at('absent')}`].map(start);
+      await until(
+        () => statusOf(volume.dir).mount.waiting! >= 3 || `${statusOf(volume.dir).mount.waiting} wait`,
+        'all wait',
+      );
+      process.kill(roles(volume.dir).service!, 'SIGKILL');
+      await until(() => state() === 'waiting' || state(), 'nobody serves');
+      const programs = [...taken, start(`mkdir ${at('late')}`)];
+      if (!limit) {
+        for (const program of programs) program.child.kill('SIGKILL');
+        holder.kill('SIGKILL');
+      }
+      await until(
+        () => (programs.every(p => p.over()) && (holder.exitCode ?? holder.signalCode) !== null) || 'some go on',
+        'all end',
+      );
+      for (const program of programs) assert.match(await program.ended, limit ? /Input\/output error/ : /^SIGKILL/);
+      assert.deepEqual(await held, limit ? [1, null] : [null, 'SIGKILL']);
+      assert.equal(state(), 'waiting');
+      await network.metaProxy!.flow();
+      await until(() => state() === 'serving' || state(), 'a service');
+      // The data that was acknowledged, and no lock that nobody has.
+      assert.match(await start(`grep -qx held ${at('held')}`).ended, /^0 /);
+      const next = spawn('python3', ['-c', HOLDER, at('held')], { stdio: ['pipe', 'pipe', 'inherit'] });
+      next.stdin.end('\n');
+      assert.deepEqual(await once(next, 'close'), [0, null]);
+    } finally {
+      await network.metaProxy!.flow();
+      holder.kill('SIGKILL');
+      const fault = volume.close();
+      if (fault) abortMount(volume.dir);
+      assert.equal(fault, undefined);
+    }
+  });
+
+test('a mount that ends while its database is gone: the processes end, the session is left to expire', {
+  skip: lack ?? false,
+}, async t => {
+  const network = await startNetwork('redis', 'file');
+  if ('missing' in network) return t.skip(network.missing);
+  t.after(() => network.close());
+  const volume = openVolume({ meta: network.meta! });
+  try {
+    assert.match(await start(`sh -c 'echo data >${join(volume.dir, 'f')}'`).ended, /^0 /);
+    await network.metaProxy!.refuse();
+    // (The command waits for the processes.)
+    const { status, stderr } = await runClientLater('steadfs', ['umount', volume.dir]);
+    assert.equal(status, 0, stderr);
+    await until(() => volume.processes().length === 0, 'no process is left');
+    assert.match(readFileSync(join(volume.base, 'log'), 'utf8'), /session \d+ is left to expire/);
+  } finally {
+    await network.metaProxy!.flow();
+    volume.close();
   }
 });
 
