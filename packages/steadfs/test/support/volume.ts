@@ -84,7 +84,7 @@ export interface Ended {
   stderr: string;
 }
 
-function runClientLater(client: Client, args: string[], timeout = 60_000): Promise<Ended> {
+export function runClientLater(client: Client, args: string[], timeout = 60_000): Promise<Ended> {
   const [program, ...first] = clientCommand(client);
   return new Promise(resolve => {
     const child = execFile(
