@@ -689,7 +689,12 @@ if (import.meta.main) {
   lockCapsule(fds.capsule, 1000);
   const capsule = openCapsule(fds);
   const fileSystem = new MemoryFs(capsule, Number(process.env.ATTR_VALID ?? 1));
-  const session = serve({ fd, capsule, fileSystem, init: { flags: DEFAULT_FLAGS & ~INIT.EXPORT_SUPPORT } });
+  const session = serve({
+    fd,
+    capsule,
+    fileSystem,
+    init: { flags: DEFAULT_FLAGS | INIT.ATOMIC_O_TRUNC | INIT.DONT_MASK },
+  });
   await session.start();
   if (adopt) console.log(`serving ${JSON.stringify(session.stats.adopted)}`);
   await session.done;

@@ -7,6 +7,7 @@
  * fuse_open_out (was padding); 7.43 request_timeout in fuse_init_out (was unused); 7.44 INC_EPOCH; 7.45 COPY_FILE_RANGE_64
  * and PRUNE. No structure changed its size. A request with FUSE_SETXATTR_EXT has the longer setxattr header.
  */
+import { EIO } from './errno.ts';
 import type {
   AttrOut,
   Dirent,
@@ -82,6 +83,24 @@ export const OP = {
   STATX: 52,
   COPY_FILE_RANGE_64: 53,
 } as const;
+
+/**
+ * Bytes that a request has behind its header at the least, by opcode: its fuse_*_in, and the NUL of each name. Below that it is no request of a kernel, and what a decoder would
+ * read is not there.
+ */
+export const LEAST_BODY: readonly number[] = (() => {
+  const least: number[] = [];
+  // biome-ignore format: a table
+  const sizes: Record<keyof typeof OP, number> = {
+    LOOKUP: 1, FORGET: 8, GETATTR: 16, SETATTR: 88, READLINK: 0, SYMLINK: 2, MKNOD: 17, MKDIR: 9, UNLINK: 1, RMDIR: 1, RENAME: 10, LINK: 9,
+    OPEN: 8, READ: 40, WRITE: 40, STATFS: 0, RELEASE: 24, FSYNC: 16, SETXATTR: 9, GETXATTR: 9, LISTXATTR: 8, REMOVEXATTR: 1, FLUSH: 24, INIT: 16,
+    OPENDIR: 8, READDIR: 40, RELEASEDIR: 24, FSYNCDIR: 16, GETLK: 48, SETLK: 48, SETLKW: 48, ACCESS: 8, CREATE: 17, INTERRUPT: 8, BMAP: 16,
+    DESTROY: 0, IOCTL: 32, POLL: 24, NOTIFY_REPLY: 40, BATCH_FORGET: 8, FALLOCATE: 32, READDIRPLUS: 40, RENAME2: 18, LSEEK: 24,
+    COPY_FILE_RANGE: 56, SETUPMAPPING: 40, REMOVEMAPPING: 4, SYNCFS: 8, TMPFILE: 16, STATX: 24, COPY_FILE_RANGE_64: 56,
+  };
+  for (const [name, bytes] of Object.entries(sizes)) least[OP[name as keyof typeof OP]] = bytes;
+  return least;
+})();
 
 /** Names by opcode, for logs. */
 export const opcodeName: readonly string[] = (() => {
@@ -388,7 +407,7 @@ export function putAttrOut(view: DataView, at: number, out: AttrOut): number {
 /** struct fuse_entry_out, 128 bytes. */
 export function putEntryOut(view: DataView, at: number, out: EntryOut): number {
   put64(view, at, out.nodeid);
-  put64(view, at + 8, out.generation);
+  put64(view, at + 8, out.generation ?? 0);
   putValid(view, at + 16, at + 32, out.entryValid);
   putValid(view, at + 24, at + 36, out.attrValid);
   putAttr(view, at + 40, out.attr);
@@ -458,6 +477,9 @@ export function putStatxOut(view: DataView, at: number, out: AttrOut): number {
   return STATX_OUT;
 }
 
+/** Bytes of a name that the kernel takes from READDIR (PATH_MAX - 1; 1024 before 6.16). */
+const NAME_MOST = 4095;
+
 /** Bytes of one record of READDIR (or READDIRPLUS). */
 export function direntSize(nameLength: number, plus: boolean): number {
   return ((plus ? ENTRY_OUT : 0) + DIRENT + nameLength + 7) & ~7;
@@ -468,6 +490,8 @@ export class DirentWriter implements DirentSink {
   readonly plus: boolean;
   /** Bytes written. */
   length = 0;
+  /** The answer was given: the memory is somebody else's. */
+  closed = false;
   /** Node ids that were counted as looked up, to take back when the kernel refuses the reply. */
   readonly looked: number[] = [];
   readonly #view: DataView;
@@ -486,8 +510,9 @@ export class DirentWriter implements DirentSink {
   add(entry: Dirent): boolean {
     const name = entry.name;
     const n = name.length;
+    if (n === 0 || n > NAME_MOST) throw EIO.because(`directory entry with a name of ${n} bytes`);
     const size = direntSize(n, this.plus);
-    if (this.length + size > this.#size) return false;
+    if (this.closed || this.length + size > this.#size) return false;
     const view = this.#view;
     let at = this.#at + this.length;
     if (this.plus) {

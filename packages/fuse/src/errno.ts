@@ -86,3 +86,11 @@ export const ECANCELED = define(125, 'ECANCELED', 'operation canceled');
 export function errnoOf(errno: number): Errno {
   return table.get(errno) ?? new Errno(errno, `E${errno}`, `errno ${errno}`);
 }
+
+/** What to throw for an error of node:fs and other system calls: its errno; EIO with the error as its cause for anything else. */
+export function errnoFrom(error: unknown): Errno {
+  if (error instanceof Errno) return error;
+  const { errno, syscall } = (error ?? {}) as NodeJS.ErrnoException;
+  if (typeof errno === 'number' && errno < 0 && syscall !== undefined) return errnoOf(-errno);
+  return EIO.because(String(error), error);
+}

@@ -1,4 +1,5 @@
 export * from './abi.ts';
+export { attributes, attributesOf } from './attributes.ts';
 export {
   CapsuleError,
   type CapsuleFds,
@@ -11,7 +12,7 @@ export {
 export * from './capsule-types.ts';
 export * from './errno.ts';
 export { endWhenHung } from './hang.ts';
-export { DEFAULT_FLAGS, decodeConnection, type InitOptions, negotiate } from './init.ts';
+export { DEFAULT_FLAGS, DUTY_FLAGS, decodeConnection, type InitOptions, negotiate } from './init.ts';
 export { mountFuse, unmount } from './mount.ts';
 export * from './service-types.ts';
 export {

@@ -6,29 +6,47 @@ import { EPROTO } from './errno.ts';
 import type { Connection } from './types.ts';
 
 /**
- * What is asked for when the caller says nothing; each flag only where the kernel offers it. Not ASYNC_DIO: with it the kernel does not drop cached pages
- * when an asynchronous O_DIRECT write is through, so a buffered read beside it may leave old data in the page cache (xfstests generic/451).
+ * What is asked for when the caller says nothing, each flag only where the kernel offers it: what any file system can live with. {@link DUTY_FLAGS} are for one that does
+ * what the kernel then leaves to it. (Locks only with `setlk`.)
  */
 export const DEFAULT_FLAGS =
   INIT.ASYNC_READ |
   INIT.POSIX_LOCKS |
-  INIT.ATOMIC_O_TRUNC |
-  INIT.EXPORT_SUPPORT |
   INIT.BIG_WRITES |
-  INIT.DONT_MASK |
   INIT.FLOCK_LOCKS |
   INIT.HAS_IOCTL_DIR |
+  INIT.AUTO_INVAL_DATA |
   INIT.DO_READDIRPLUS |
   INIT.READDIRPLUS_AUTO |
   INIT.PARALLEL_DIROPS |
-  INIT.HANDLE_KILLPRIV_V2 |
   INIT.MAX_PAGES |
   INIT.CACHE_SYMLINKS |
-  INIT.EXPLICIT_INVAL_DATA |
-  INIT.SETXATTR_EXT |
   INIT.HAS_RESEND;
 
-/** Flags that would need what this server does not do (rings, splices, extensions of requests). */
+/**
+ * Flags that save requests, or allow more, and hand a duty to the file system; to be added to {@link DEFAULT_FLAGS}, all or some:
+ *
+ *   ATOMIC_O_TRUNC         open and create truncate when their flags have O_TRUNC (no SETATTR comes)
+ *   DONT_MASK              create, mkdir, mknod and tmpfile take `umask` off the mode (with POSIX_ACL: where no default ACL holds)
+ *   HANDLE_KILLPRIV_V2     write, open and setattr take S_ISUID, S_ISGID and security.capability away when `killSuidgid` says so (no GETXATTR comes before each write)
+ *   EXPORT_SUPPORT         lookup of `.` and `..` in any node id ever given out, also after its FORGET: NFS, open_by_handle_at(2)
+ *   EXPLICIT_INVAL_DATA    cached pages stay although mtime changes: Notifier.invalInode when others change a file (takes the place of AUTO_INVAL_DATA)
+ *   SETXATTR_EXT           setxattr takes S_ISGID away when `killSgid` says so (ACLs)
+ *
+ * In neither, to be asked for by who knows why: ASYNC_DIO (with it the kernel does not drop cached pages when an asynchronous O_DIRECT write is through, so a buffered read
+ * beside it may leave old data in the page cache: xfstests generic/451), WRITEBACK_CACHE (the kernel owns size and times, and guesses handles: not for files that others
+ * change), POSIX_ACL (the kernel checks permissions, and getxattr is asked for ACLs), DIRECT_IO_ALLOW_MMAP, ABORT_ERROR, NO_OPEN_SUPPORT, NO_OPENDIR_SUPPORT, ALLOW_IDMAP (uid and gid of
+ * the caller are not told any more, but in calls that create).
+ */
+export const DUTY_FLAGS =
+  INIT.ATOMIC_O_TRUNC |
+  INIT.DONT_MASK |
+  INIT.HANDLE_KILLPRIV_V2 |
+  INIT.EXPORT_SUPPORT |
+  INIT.EXPLICIT_INVAL_DATA |
+  INIT.SETXATTR_EXT;
+
+/** Flags that would need what this server does not do (rings, splices, extensions of requests, a limit of time that ends the connection). */
 const NEVER =
   INIT.FILE_OPS |
   INIT.SPLICE_WRITE |
@@ -70,6 +88,7 @@ export function negotiate(
 ): InitOut {
   let flags = (options.flags ?? DEFAULT_FLAGS) & ~NEVER;
   if (!locks) flags &= ~(INIT.POSIX_LOCKS | INIT.FLOCK_LOCKS);
+  if (flags & kernel.flags & INIT.EXPLICIT_INVAL_DATA) flags &= ~INIT.AUTO_INVAL_DATA;
   flags = (flags | INIT.INIT_EXT | INIT.MAX_PAGES | INIT.BIG_WRITES) & kernel.flags;
   let maxWrite = Math.max(PAGE, options.maxWrite ?? MIB);
   if (!(flags & INIT.MAX_PAGES)) maxWrite = Math.min(maxWrite, 32 * PAGE);

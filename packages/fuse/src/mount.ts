@@ -5,8 +5,9 @@
  * Facts: Linux fs/fuse/inode.c (mount data), Documentation/filesystems/fuse.rst (fusectl), proc_pid_mountinfo(5), libfuse's fusermount3 (`_FUSE_COMMFD`).
  */
 import { spawn } from 'node:child_process';
-import { readdirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, realpathSync, statSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
 import { EACCES, EBUSY, EINVAL, EPERM, Errno, ETIMEDOUT } from './errno.ts';
 import type { MountOptions } from './service-types.ts';
 import * as sys from './sys.ts';
@@ -195,7 +196,8 @@ export function fusermountOptions(options: MountOptions): string {
  * Mounts, and answers the fd of the connection (non-blocking, close-on-exec) and the mount's device. By mount(2) when we may, by fusermount3 when not. Until INIT
  * is answered every access to the mount waits. The fd must not be polled by anyone before this has resolved.
  */
-export async function mountFuse(mountPoint: string, options: MountOptions): Promise<{ fd: number; device: string }> {
+export async function mountFuse(path: string, options: MountOptions): Promise<{ fd: number; device: string }> {
+  const mountPoint = realpathSync(path);
   const rootMode = statSync(mountPoint).mode;
   let fd: number;
   if (sys.geteuid() === 0) {
@@ -274,8 +276,12 @@ function finished(child: ReturnType<typeof spawn>, name: string): Promise<{ code
  * Unmounts the topmost mount there. Lazy: detached at once, ended with its last user. Force: the connection is aborted first, then detached. Throws EBUSY (files are open),
  * EINVAL (not a mount point), EPERM.
  */
-export async function unmount(mountPoint: string, how: { lazy?: boolean; force?: boolean } = {}): Promise<void> {
-  const found = findMount(mountPoint);
+export async function unmount(path: string, how: { lazy?: boolean; force?: boolean } = {}): Promise<void> {
+  const list = mounts();
+  // As it is written, or by way of symbolic links above it: the mount point itself may hang.
+  const absolute = resolve(path);
+  const mountPoint = findMount(absolute, list) ? absolute : join(realpathSync(dirname(absolute)), basename(absolute));
+  const found = findMount(mountPoint, list);
   if (!found) throw EINVAL.because(`${mountPoint} is not a mount point`);
   if (how.force) abortConnection(found.device);
   const lazy = how.lazy === true || how.force === true;

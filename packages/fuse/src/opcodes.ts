@@ -39,6 +39,7 @@ import {
   putStatxOut,
   READ_LOCKOWNER,
   RELEASE_FLOCK_UNLOCK,
+  ROOT_ID,
   SETXATTR_ACL_KILL_SGID,
   setattrIn,
   WRITE_CACHE,
@@ -46,10 +47,11 @@ import {
   WRITE_LOCKOWNER,
   WRITE_PREFIX,
 } from './abi.ts';
-import { E2BIG, EFBIG, EINVAL, EIO, ENOTDIR, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, ERANGE, Errno } from './errno.ts';
+import { EFBIG, EINVAL, EIO, ENOTDIR, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, ERANGE, Errno } from './errno.ts';
+import { MIB } from './init.ts';
 import { LandedData, NO_BYTES, type Request } from './request.ts';
 import { REPLY } from './slots.ts';
-import type { AttrOut, CreateOut, EntryOut, FileSystem, Name, OpenOut, ReadOut, Reply } from './types.ts';
+import type { AttrOut, CreateOut, EntryOut, FileSystem, FuseAttr, Name, OpenOut, ReadOut, Reply } from './types.ts';
 
 /** How an opcode is carried out and answered: `encode` fills the payload (at most 304 bytes) at `at` and answers its length, or sends by itself and answers -1. */
 export interface Handler<T = unknown> {
@@ -65,24 +67,56 @@ function on<T>(opcode: number, run: Handler<T>['run'], encode: Handler<T>['encod
 
 const nothing = (): number => 0;
 
-function entry(r: Request, out: EntryOut, view: DataView, at: number): number {
+// What the kernel would answer EIO for, without a word, or misunderstand is refused here, with one.
+
+/** An integer between `least` and `most`. */
+function checked(what: string, value: number, least: number, most: number): number {
+  if (value >= least && value <= most && Number.isInteger(value)) return value;
+  throw EIO.because(`the file system answers ${what} ${value}, not an integer between ${least} and ${most}`);
+}
+/** S_IFMT >>> 12 of the seven types. */
+const TYPES = (1 << 1) | (1 << 2) | (1 << 4) | (1 << 6) | (1 << 8) | (1 << 10) | (1 << 12);
+function checkedAttr(attr: FuseAttr): void {
+  const type = attr.mode >>> 12;
+  if (type > 12 || ((TYPES >>> type) & 1) === 0 || !(attr.size >= 0))
+    throw EIO.because(`the file system answers attributes of mode 0${attr.mode?.toString(8)} and size ${attr.size}`);
+}
+function putEntry(r: Request, out: EntryOut, view: DataView, at: number): number {
+  checkedAttr(out.attr);
   r.looked = out.nodeid;
   return putEntryOut(view, at, out);
 }
+/** LOOKUP: 0 is a negative entry. */
+function found(r: Request, out: EntryOut, view: DataView, at: number): number {
+  return checked('node id', out.nodeid, 0, MAX) === 0 ? putEntryOut(view, at, out) : putEntry(r, out, view, at);
+}
+function entry(r: Request, out: EntryOut, view: DataView, at: number): number {
+  checked('node id', out.nodeid, ROOT_ID + 1, MAX);
+  return putEntry(r, out, view, at);
+}
+function opened(_: Request, out: OpenOut, view: DataView, at: number): number {
+  checked('file handle', out.fh, 0, MAX);
+  return putOpenOut(view, at, out);
+}
 function created(r: Request, out: CreateOut, view: DataView, at: number): number {
   const n = entry(r, out, view, at);
-  return n + putOpenOut(view, at + n, out);
+  return n + opened(r, out, view, at + n);
 }
-const attributes = (_: Request, out: AttrOut, view: DataView, at: number): number => putAttrOut(view, at, out);
-const opened = (_: Request, out: OpenOut, view: DataView, at: number): number => putOpenOut(view, at, out);
+function attributes(_: Request, out: AttrOut, view: DataView, at: number): number {
+  checkedAttr(out.attr);
+  return putAttrOut(view, at, out);
+}
 /** u32 and padding: fuse_write_out, fuse_getxattr_out, fuse_poll_out. */
 function word(_: Request, value: number, view: DataView, at: number): number {
   view.setUint32(at, value, true);
   view.setUint32(at + 4, 0, true);
   return 8;
 }
+/** Bytes done, at most those of the request: fuse_write_out. */
+const amount = (r: Request, value: number, view: DataView, at: number): number =>
+  word(r, checked('bytes', value, 0, r.size), view, at);
 function long(_: Request, value: number, view: DataView, at: number): number {
-  put64(view, at, value);
+  put64(view, at, checked('offset', value, 0, MAX));
   return 8;
 }
 const noHandle: OpenOut = { fh: 0, flags: 0 };
@@ -91,7 +125,7 @@ const MAX = Number.MAX_SAFE_INTEGER;
 on<EntryOut | Errno>(
   OP.LOOKUP,
   (fs, r) => fs.lookup(r, r.nodeid, r.name(0)),
-  (r, out, view, at) => (out instanceof Errno ? r.server.refuse(r, out) : entry(r, out, view, at)),
+  (r, out, view, at) => (out instanceof Errno ? r.server.refuse(r, out) : found(r, out, view, at)),
 );
 on<AttrOut>(OP.GETATTR, (fs, r) => fs.getattr(r, r.nodeid, r.u32(0) & GETATTR_FH ? r.u64(8) : undefined), attributes);
 on<AttrOut>(
@@ -219,7 +253,8 @@ on<number>(
     const offset = r.u64(8);
     const size = r.u32(16);
     const flags = r.u32(20);
-    if (size > r.length - WRITE_PREFIX) throw EINVAL.because(`WRITE of ${size} bytes in ${r.length}`);
+    if (size > r.length - WRITE_PREFIX) throw EIO.because(`WRITE of ${size} bytes in a request of ${r.length}`);
+    r.size = size;
     if (offset + size > MAX) throw EFBIG;
     return fs.write(r, r.nodeid, {
       fh: r.u64(0),
@@ -231,7 +266,7 @@ on<number>(
       ...(flags & WRITE_LOCKOWNER ? { lockOwner: r.big(24) } : undefined),
     });
   },
-  word,
+  amount,
 );
 on(
   OP.STATFS,
@@ -264,7 +299,7 @@ on<OpenOut>(OP.OPENDIR, (fs, r) => fs.opendir?.(r, r.nodeid, r.u32(0)) ?? noHand
 
 function readdir(fs: FileSystem, r: Request, plus: boolean): Reply<void> {
   if (!fs.readdir) throw ENOTDIR;
-  const size = r.u32(16);
+  const size = Math.min(r.u32(16), MIB);
   const memory = r.server.device.buffer(OUT_HEADER + size);
   r.memory = memory;
   r.writer = new DirentWriter(memory.view, memory.bytes, OUT_HEADER, size, plus);
@@ -283,7 +318,7 @@ on<void>(
     const at = extended ? 16 : 8;
     const name = r.name(at);
     const start = r.body + at + name.length + 1;
-    if (start + size > r.end) throw E2BIG;
+    if (start + size > r.end) throw EIO.because(`SETXATTR of ${size} bytes in a request of ${r.length}`);
     const kill = extended && (r.u32(8) & SETXATTR_ACL_KILL_SGID) !== 0;
     return fs.setxattr(r, r.nodeid, name, copyBytes(r.bytes, start, size), r.u32(4), kill);
   },
@@ -375,6 +410,7 @@ function copyRange(fs: FileSystem, r: Request): Reply<number> {
   const from = r.u64(8);
   const to = r.u64(32);
   const length = r.u64(40);
+  r.size = length;
   if (from > MAX) return 0;
   if (to > MAX) throw EFBIG;
   return fs.copyFileRange(r, r.nodeid, r.u64(0), from, r.u64(16), r.u64(24), to, length, r.u32(48));
@@ -387,9 +423,12 @@ on<number>(
     if (r.u64(40) > COPY_MAX) put64(r.view, r.body + 40, COPY_MAX);
     return copyRange(fs, r);
   },
-  word,
+  amount,
 );
-on<number>(OP.COPY_FILE_RANGE_64, copyRange, long);
+on<number>(OP.COPY_FILE_RANGE_64, copyRange, (r, value, view, at) => {
+  put64(view, at, checked('bytes', value, 0, r.size));
+  return 8;
+});
 on(
   OP.IOCTL,
   (fs, r) => {
@@ -419,7 +458,10 @@ on<AttrOut>(
     const fh = r.u32(0) & GETATTR_FH ? r.u64(8) : undefined;
     return fs.statx ? fs.statx(r, r.nodeid, fh, r.u32(16), r.u32(20)) : fs.getattr(r, r.nodeid, fh);
   },
-  (_, out, view, at) => putStatxOut(view, at, out),
+  (_, out, view, at) => {
+    checkedAttr(out.attr);
+    return putStatxOut(view, at, out);
+  },
 );
 on<void>(
   OP.BMAP,

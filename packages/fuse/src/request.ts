@@ -17,7 +17,7 @@ import {
   WRITE_PREFIX,
 } from './abi.ts';
 import type { Device } from './device.ts';
-import { EBUSY, EINTR, type Errno } from './errno.ts';
+import { EBUSY, EINTR, EIO, type Errno } from './errno.ts';
 import type { Slots } from './slots.ts';
 import type { Memory } from './sys.ts';
 import type { Context, Interrupt, Name, Op, ReadOut, WriteData } from './types.ts';
@@ -131,7 +131,9 @@ export class Request implements Context, Interrupt {
   /** The string at `at` of the body. */
   name(at: number): Name {
     const start = this.at + IN_HEADER + at;
-    return copyBytes(this.bytes, start, cstringLength(this.bytes, start, this.at + this.length));
+    const length = cstringLength(this.bytes, start, this.end);
+    if (start + length >= this.end) throw EIO.because('a request with a name that has no end');
+    return copyBytes(this.bytes, start, length);
   }
 
   get unique(): bigint {

@@ -20,6 +20,7 @@ import {
   INIT,
   initIn,
   KERNEL_MAJOR,
+  LEAST_BODY,
   NOTIFY,
   notifyBare,
   notifyDelete,
@@ -34,9 +35,10 @@ import {
   PAGE,
   putInitOut,
 } from './abi.ts';
+import { createCapsule, openCapsule } from './capsule.ts';
 import type { Blob, Capsule } from './capsule-types.ts';
 import { Device, type DeviceStats, type Receiver } from './device.ts';
-import { EBUSY, EINTR, EINVAL, EIO, EOPNOTSUPP, EPERM, EPROTO, Errno, errnoOf } from './errno.ts';
+import { EBUSY, EINTR, EINVAL, EIO, EOPNOTSUPP, EPERM, EPROTO, Errno, errnoFrom, errnoOf } from './errno.ts';
 import { faultPoint } from './fault.ts';
 import {
   CONNECTION_BLOB,
@@ -61,7 +63,8 @@ export type Log = (level: 'error' | 'warn' | 'info' | 'debug', message: string, 
 export interface ServeOptions {
   /** A mounted /dev/fuse, non-blocking or not (it is made so). */
   fd: number;
-  capsule: Capsule;
+  /** What shall outlive the process; default: a new one, which nobody else holds. */
+  capsule?: Capsule;
   fileSystem: FileSystem;
   init?: InitOptions;
   /**
@@ -71,6 +74,11 @@ export interface ServeOptions {
   orphan?: Connection;
   /** How the process before has ended, as far as its keeper knows: {@link import('./service-types.ts').Start}. */
   before?: Ended | undefined;
+  /**
+   * Errors of system calls that the file system throws (node:fs) are answered with their errno, as a file system wants that shows another one. Default: EIO and a line in the
+   * log, since they tell of things that the caller knows nothing of.
+   */
+  systemErrors?: boolean;
   /** Longest busy poll after a request, microseconds; default 100, 0 = none. */
   spin?: number;
   log?: Log;
@@ -207,11 +215,16 @@ class Server implements Session, Receiver {
     this.done = new Promise(resolve => {
       this.#finish = resolve;
     });
-    this.#parameters = options.capsule.blob(INIT_BLOB, CONNECTION_BLOB);
+    const capsule = options.capsule ?? openCapsule(createCapsule());
+    this.#parameters = capsule.blob(INIT_BLOB, CONNECTION_BLOB);
     const stored = this.#parameters.get();
     const known = stored ? decodeConnection(stored) : options.orphan;
     const maxWrite = known?.maxWrite ?? Math.max(PAGE, options.init?.maxWrite ?? MIB);
-    this.slots = new Slots(options.capsule, Math.max(maxWrite, LARGEST_OTHER));
+    const { arena } = capsule;
+    const largest = Math.max(maxWrite, LARGEST_OTHER);
+    if (arena.size < 2 * largest)
+      throw EINVAL.because(`an arena of ${arena.size} bytes is too small for requests of up to ${largest}`);
+    this.slots = new Slots(capsule, largest);
     this.device = new Device(options.fd, this.slots, this, (options.spin ?? 100) / 1000);
     this.notify = notifier(this.device, () => this.connection);
     if (known) this.#connected(known);
@@ -480,12 +493,20 @@ class Server implements Session, Receiver {
     switch (opcode) {
       case OP.FORGET:
       case OP.BATCH_FORGET:
+        if (
+          length < IN_HEADER + 8 ||
+          (opcode === OP.BATCH_FORGET && 16 * slots.landedWord(IN_HEADER) > length - IN_HEADER - 8)
+        ) {
+          this.trouble(`FORGETs that are not there, in ${length} bytes: dropped`);
+          slots.clearLanding();
+          return;
+        }
         this.#forgetting = true;
         this.#forget();
         return;
       case OP.INTERRUPT:
         this.#interrupts++;
-        this.#interrupt(slots.landedWord(IN_HEADER), slots.landedWord(IN_HEADER + 4));
+        if (length >= IN_HEADER + 8) this.#interrupt(slots.landedWord(IN_HEADER), slots.landedWord(IN_HEADER + 4));
         slots.clearLanding();
         return;
       case OP.NOTIFY_REPLY:
@@ -700,7 +721,7 @@ class Server implements Session, Receiver {
 
   /** The file system has come to an end with a request that was answered before. */
   #late(request: Request, value: unknown): void {
-    if (request.memory) this.device.release(request.memory);
+    this.#releaseMemory(request);
     if (request.opcode === OP.READ) {
       this.#fs.readDone?.(value as ReadOut);
       return;
@@ -732,7 +753,7 @@ class Server implements Session, Receiver {
   }
 
   #run(request: Request): void {
-    if (request.opcode === OP.INIT) {
+    if (request.opcode === OP.INIT && request.length - IN_HEADER >= LEAST_BODY[OP.INIT]!) {
       this.#init(request).catch(error => this.#fail(request, error));
       return;
     }
@@ -740,6 +761,8 @@ class Server implements Session, Receiver {
     try {
       faultPoint('request.before-run', request);
       if (!handler) throw EOPNOTSUPP.because(`opcode ${request.opcode}`);
+      if (request.length - IN_HEADER < LEAST_BODY[request.opcode]!)
+        throw EIO.because(`a request of ${request.length} bytes is too short`);
       const reply: Reply<never> = handler.run(this.#fs, request);
       if (isPromise(reply)) {
         if (request.opcode === OP.FLUSH) this.#armLook();
@@ -893,7 +916,7 @@ class Server implements Session, Receiver {
 
   #fail(request: Request, error: unknown): void {
     if (request.answered && request.abandoned) {
-      if (request.memory) this.device.release(request.memory);
+      this.#releaseMemory(request);
       return;
     }
     if (request.answered) {
@@ -901,6 +924,7 @@ class Server implements Session, Receiver {
       return;
     }
     let errno: number;
+    if (this.#options.systemErrors) error = errnoFrom(error);
     if (error instanceof Errno) {
       errno = error.errno;
       if (errno === 38) errno = EOPNOTSUPP.errno;
@@ -984,6 +1008,14 @@ class Server implements Session, Receiver {
     return -1;
   }
 
+  /** The READDIR buffer; entries that are added from now on go nowhere. */
+  #releaseMemory(request: Request): void {
+    if (!request.memory) return;
+    if (request.writer) request.writer.closed = true;
+    this.device.release(request.memory);
+    request.memory = undefined;
+  }
+
   /** After the write(2) of a reply. */
   #written(request: Request, result: number, errno: number): void {
     faultPoint('request.answered', request);
@@ -991,7 +1023,7 @@ class Server implements Session, Receiver {
     this.#answered++;
     if (errno !== 0) this.#failed++;
     if (result < 0) this.#refused(request, result);
-    if (request.memory && !request.abandoned) this.device.release(request.memory);
+    if (!request.abandoned) this.#releaseMemory(request);
     const { slots } = this;
     if (request.spill >= 0 && !request.dataTaken) slots.arena.free(request.spill, request.spillLength);
     if (request.slot >= 0) {
@@ -1042,6 +1074,11 @@ class Server implements Session, Receiver {
   async #end(): Promise<void> {
     const until = performance.now() + LAST_CALLS;
     while (this.working > 0 && performance.now() < until) await new Promise(resolve => setTimeout(resolve, 5));
+    const left = this.#requests.filter(request => request !== undefined);
+    if (left.length > 0) {
+      const names = left.slice(0, 10).map(({ opcode, nodeid }) => `${opcodeName[opcode] ?? opcode} of inode ${nodeid}`);
+      this.#log('warn', `the file system has not answered ${left.length} requests: ${names.join(', ')}`);
+    }
     try {
       await this.#fs.destroy?.();
     } finally {

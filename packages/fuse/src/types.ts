@@ -102,9 +102,11 @@ export interface AttrOut {
 }
 
 export interface EntryOut extends AttrOut {
-  /** 0: a negative entry that the kernel may cache for entryValid. */
+  /** From lookup, 0 = a negative entry that the kernel may cache for entryValid (instead of ENOENT). */
   nodeid: number;
-  generation: number;
+  /** Tells the files apart that had this node id one after the other; default 0. */
+  generation?: number;
+  /** How long the kernel may use the name, seconds (fractions allowed). */
   entryValid: number;
 }
 
@@ -159,6 +161,7 @@ export interface WriteIn {
 
 /** The data of a WRITE, still where read(2) put it: whole pages of the capsule's arena. */
 export interface WriteData {
+  /** Valid until the answer; afterwards other requests land there. */
   readonly bytes: Uint8Array;
   /**
    * Makes the caller the owner of the pages: answers their offset in the arena (a multiple of 4096), or undefined when
@@ -168,14 +171,17 @@ export interface WriteData {
   take(): number | undefined;
 }
 
-/** Data of a READ: at most the bytes asked for; fewer mean end of file. Several pieces go out by one writev(2). */
+/**
+ * Data of a READ: at most the bytes asked for; fewer mean end of file. Several pieces go out by one writev(2). It is looked at once, when the answer is given, so it may be
+ * memory that changes afterwards (readDone tells when).
+ */
 export type ReadOut = Uint8Array | readonly Uint8Array[];
 
 export interface Dirent {
   /** d_ino */
   ino: number | bigint;
-  /** Cookie of the *next* entry: what READDIR's offset will be to go on after this one. Below 2^63. */
-  offset: number | bigint;
+  /** Cookie of the *next* entry: what READDIR's offset will be to go on after this one. An integer from 1 to 2^53-1; it must mean the same as long as the directory is open. */
+  offset: number;
   /** DT_* (abi.ts). */
   type: number;
   name: Name;
@@ -186,7 +192,7 @@ export interface Dirent {
 /** Takes directory entries until the reply is full. */
 export interface DirentSink {
   readonly plus: boolean;
-  /** False when the entry did not fit: it was not added, the reply is complete. */
+  /** False when the entry did not fit: it was not added (a lookup counted for it is to be taken back), the reply is complete. */
   add(entry: Dirent): boolean;
 }
 
@@ -258,7 +264,10 @@ export interface FileSystem {
   init?(connection: Connection, notify: Notifier): Reply<void>;
   /** The mount is gone: flush, close. */
   destroy?(): Reply<void>;
-  /** An absent name may be answered as ENOENT itself, which costs less than throwing it. */
+  /**
+   * Each entry that is answered, here and by whatever makes a file, counts one use of its node id, until `forget`. An absent name may be answered as ENOENT itself, which costs
+   * less than throwing it. `.` and `..` come with INIT.EXPORT_SUPPORT only.
+   */
   lookup(ctx: Context, parent: number, name: Name): Reply<EntryOut | Errno>;
   forget?(nodeid: number, nlookup: number): void;
   getattr(ctx: Context, nodeid: number, fh: number | undefined): Reply<AttrOut>;

@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import koffi from 'koffi';
 import { IN_HEADER, INIT, OP, put64, u64 } from '../src/abi.ts';
 import { type CapsuleFds, createCapsule, openCapsule } from '../src/capsule.ts';
+import { DEFAULT_FLAGS, DUTY_FLAGS } from '../src/init.ts';
 import { type ServeOptions, type Session, serve } from '../src/session.ts';
 import { allocate, close, read, setNonblock, write } from '../src/sys.ts';
 import type { FileSystem } from '../src/types.ts';
@@ -167,7 +168,7 @@ export function start(
     fd: kernel.server,
     capsule: openCapsule(fds),
     fileSystem,
-    init: { maxWrite: 131072 },
+    init: { maxWrite: 131072, flags: DEFAULT_FLAGS | DUTY_FLAGS },
     log: (level, message, cause) => logged.push(`${level}: ${message}${cause ? ` (${cause})` : ''}`),
     ...options,
   });

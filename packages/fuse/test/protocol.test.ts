@@ -98,7 +98,7 @@ function recorder(later: boolean) {
       assert.ok(
         sink.add({ ino: 5, offset: 2 ** 40, type: 8, name: bytes('a file'), entry: sink.plus ? entry : undefined }),
       );
-      while (sink.add({ ino: 6, offset: 3n, type: 8, name: bytes('x') }));
+      while (sink.add({ ino: 6, offset: 3, type: 8, name: bytes('x') }));
       return later ? sleep(0) : undefined;
     },
     releasedir: says('releasedir', undefined),

@@ -7,7 +7,7 @@ import { hostname } from 'node:os';
 import { INIT } from '@steadfs/fuse/abi';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { endWhenHung } from '@steadfs/fuse/hang';
-import { DEFAULT_FLAGS } from '@steadfs/fuse/init';
+import { DEFAULT_FLAGS, DUTY_FLAGS } from '@steadfs/fuse/init';
 import { unmountDevice } from '@steadfs/fuse/mount';
 import { phase } from '@steadfs/fuse/phases';
 import { runService } from '@steadfs/fuse/service';
@@ -127,7 +127,11 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
         before: start.before,
         init: {
           maxWrite: options.maxFuseIo,
-          flags: DEFAULT_FLAGS | (format.EnableACL ? INIT.POSIX_ACL : 0n) | (options.asyncDio ? INIT.ASYNC_DIO : 0n),
+          flags:
+            DEFAULT_FLAGS |
+            DUTY_FLAGS |
+            (format.EnableACL ? INIT.POSIX_ACL : 0n) |
+            (options.asyncDio ? INIT.ASYNC_DIO : 0n),
         },
         log: (level, message, cause) => (cause ? log[level]({ err: cause }, message) : log[level](message)),
       });

@@ -21,6 +21,7 @@ import type { Locks } from './locks.ts';
 import { type MaybePromise, recover } from './maybe.ts';
 import type { MountOptions } from './mount-options.ts';
 import { Told } from './told.ts';
+import { ownPeriod } from './upkeep.ts';
 
 export const NAME_MAX = 255;
 const O_ACCMODE = 3;
@@ -324,19 +325,23 @@ export class Core {
   #tick: NodeJS.Timeout | undefined;
   /** Date.now() up to which this process was not away for long. */
   #awakeUntil = Number.POSITIVE_INFINITY;
+  /** ms */
+  #awakeFor = 0;
   #awaking: Promise<void> | undefined;
 
   /**
    * Notices that this process stood still (SIGSTOP, a suspended machine) for so long that its session may have been cleaned up: data is read and taken only when the database
-   * has said that it was not. Changes of metadata check by themselves.
+   * has said that it was not. Changes of metadata check by themselves. It looks with the heartbeat, so that an idle mount is not woken for it, and at least three times in the
+   * time that it tolerates.
    */
   watchForFreezes(): void {
-    const most = Math.min(60_000, 3000 * this.options.heartbeat);
-    this.#awakeUntil = Date.now() + most;
+    const look = Math.min(20_000, ownPeriod(this.options.heartbeat));
+    this.#awakeFor = 3 * look;
+    this.#awakeUntil = Date.now() + this.#awakeFor;
     this.#tick = setInterval(() => {
       if (Date.now() > this.#awakeUntil) void this.awake();
-      else this.#awakeUntil = Date.now() + most;
-    }, 1000);
+      else this.#awakeUntil = Date.now() + this.#awakeFor;
+    }, look);
     this.#tick.unref();
   }
 
@@ -356,7 +361,7 @@ export class Core {
         }
         await new Promise(wake => setTimeout(wake, 1000));
       }
-      this.#awakeUntil = Date.now() + 1500;
+      this.#awakeUntil = Date.now() + this.#awakeFor;
       this.#awaking = undefined;
     })();
     return this.#awaking;

@@ -151,7 +151,7 @@ function fill(cursor: DirCursor, sink: DirentSink, ctx: ListingContext): MaybePr
 function put(cursor: DirCursor, e: DirEntry, entry: EntryOut | undefined, sink: DirentSink): boolean {
   const dirent: Dirent = {
     ino: inoForStat(e.ino),
-    offset: shownCookie(e.cookie),
+    offset: e.cookie + ENGINE_COOKIES,
     type: direntType(e.type),
     name: e.name,
   };
@@ -160,11 +160,6 @@ function put(cursor: DirCursor, e: DirEntry, entry: EntryOut | undefined, sink: 
   cursor.at = e.cookie;
   cursor.next++;
   return true;
-}
-
-function shownCookie(cookie: number): number | bigint {
-  const shown = cookie + ENGINE_COOKIES;
-  return Number.isSafeInteger(shown) ? shown : BigInt(cookie) + BigInt(ENGINE_COOKIES);
 }
 
 /** What another mount removes is noticed by age alone. */
