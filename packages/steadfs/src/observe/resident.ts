@@ -34,14 +34,11 @@ export async function releaseCode(): Promise<void> {
     madvise(address, length, MADV_DONTNEED);
 }
 
-/** Calls between two looks at a mount that stays idle, at most. */
-const SELDOM = 32;
-
 /**
  * The same, to be called now and then: when nothing was asked since the last call (`requests` is as it was), and it is worth it. The longer nothing is asked the less often it
- * looks: looking brings in pages itself (it makes garbage that V8 collects), and is most of what an idle mount does.
+ * looks, at every `seldom`-th call in the end: looking brings in pages itself (it makes garbage that V8 collects), and is most of what an idle mount does.
  */
-export function releasesWhenIdle(requests: () => number): () => Promise<void> {
+export function releasesWhenIdle(requests: () => number, seldom = 1): () => Promise<void> {
   let before = -1;
   let pause = 1;
   let calls = 0;
@@ -55,7 +52,7 @@ export function releasesWhenIdle(requests: () => number): () => Promise<void> {
     }
     if (++calls < pause) return;
     calls = 0;
-    pause = Math.min(SELDOM, pause * 2);
+    pause = Math.min(seldom, pause * 2);
     const status = await readFile('/proc/self/status', 'latin1');
     if (Number(/^RssFile:\s+(\d+)/m.exec(status)?.[1]) * 1024 > LITTLE) await releaseCode();
   };
