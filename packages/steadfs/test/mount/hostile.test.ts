@@ -1,4 +1,4 @@
-// timeout: 150
+// timeout: 240
 /**
  * Hostile and broken programs harm only themselves: while each is at work a neighbour's calls are answered, and rightly. `STEADFS_FULL=1`: 120,000 open
  * files, 2,000 blocked locks, a directory of 200,000 entries, 1,000 processes.
@@ -75,6 +75,9 @@ for (const [name, what, end, ...more] of [
   ['offsets', 'offsets up to 2^63', '0'],
   ['attributes', 'extended attributes at their limits', '0'],
   ['entries', 'a large directory and a tiny buffer', '0', String(full ? 200_000 : 4000)],
+  ['handles', 'files opened by handle, as NFS does', '0'],
+  ['interrupted', 'signals at every moment', '0', String(full ? 2000 : 50)],
+  ['descriptors', 'a descriptor under way in a socket', '0'],
   ['beyondTheEnd', 'a mapping beyond the end of its file', 'SIGBUS'],
 ] as const)
   test(what, { skip }, async t =>
@@ -139,4 +142,76 @@ test('many blocked locks: killed or granted', {
       assert.equal(await granted.ended, '0');
     }),
   );
+});
+
+/** Runs a shell script with `$0` as its folder; what it says. */
+async function script(text: string, dir: string): Promise<string> {
+  return start('sh', ['-c', text, dir]).ended;
+}
+
+test('128 writers of one file', { skip }, async t => {
+  const text = `i=0; while [ $i -lt 128 ]; do (j=0; while [ $j -lt 10 ]; do echo "line $i" >> "$0/file"; j=$((j+1)); done) & i=$((i+1)); done; wait
+    sort "$0/file" | uniq -c | awk '$1 != 10 || NF != 3 {wrong++} END {print NR, wrong + 0}'`;
+  t.diagnostic(await beside('writers', async dir => assert.equal(await script(text, dir), '0: 128 0\n')));
+});
+
+test('an overlay over it, and an overlay in it', { skip }, async t => {
+  const text = `set -e; cd "$0"; mkdir lower lower/d up work local merged; echo low > lower/d/f
+    mount -t tmpfs none local; mkdir local/up local/work local/d; echo low > local/d/f
+    check() { echo more >> d/f; cat d/f; mv d/f d/g; rm -r d; mkdir d; touch d/h; ln d/h i; ls d; }
+    mount -t overlay o -o lowerdir=lower,upperdir=local/up,workdir=local/work merged; (cd merged; check); umount merged
+    mount -t overlay o -o lowerdir=local/d,upperdir=up,workdir=work merged; (cd merged; mkdir d; mv f d; check; ls); umount merged; umount local; ls up lower`;
+  // Its mounts go with the namespace. The f in the upper folder is a whiteout.
+  const run = `exec unshare -m sh -c '${text}' "$0"`;
+  t.diagnostic(
+    await beside('overlay', async dir => {
+      const said = await script(run, dir);
+      if (/unknown filesystem type|permission denied|not permitted/i.test(said)) return t.skip(said);
+      assert.equal(said, '0: low\nmore\nh\nlow\nmore\nh\nd\ni\nlower:\nd\n\nup:\nd\nf\ni\n');
+    }),
+  );
+});
+
+test('programs that are run from the mount, and bound directories, while the service is replaced', {
+  skip,
+}, async t => {
+  const text = `cd "$0"; cp "$(command -v sh)" shell; mkdir in out; echo bound > in/file
+    unshare -m sh -c 'mount --bind in out; i=0; while [ $i -lt 150 ]; do ./shell -c "read -r w < out/file; echo \\$w" || echo failed; i=$((i+1)); done' | sort | uniq -c`;
+  t.diagnostic(
+    await beside('programs', async dir => {
+      const said = script(text, dir);
+      const { status, stderr } = await volume!.remountLater();
+      assert.equal(status, 0, stderr);
+      assert.match(await said, /^0: +150 bound\n$/);
+    }),
+  );
+});
+
+test('a mount that a namespace holds, and one that is detached under load', { skip }, async () => {
+  const other = openVolume();
+  try {
+    const held = start('unshare', [
+      '-m',
+      'sh',
+      '-c',
+      'cd "$0"; echo held; read go; echo data > late && cat late; ls',
+      other.dir,
+    ]);
+    await once(held.child.stdout!, 'data');
+    assert.equal(spawnSync('umount', [other.dir], { timeout: 60_000 }).status, 0);
+    assert.equal(mountOf(other.dir), undefined);
+    held.child.stdin?.end('\n');
+    assert.equal(await held.ended, '0: held\ndata\nlate\n');
+    await until('the service ends with the namespace', () => other.processes().length === 0);
+    assert.equal(other.remount().status, 0);
+    const load = `cd "$0"; echo begun; for j in 1 2 3; do (i=0; while [ $i -lt 100 ]; do echo $i > f$j.$i; mv f$j.$i g$j.$i; i=$((i+1)); done) & done; wait; ls | grep -c '^g'`;
+    const working = start('sh', ['-c', load, other.dir]);
+    await once(working.child.stdout!, 'data');
+    assert.equal(spawnSync('umount', ['-l', other.dir], { timeout: 60_000 }).status, 0);
+    assert.equal(await working.ended, '0: begun\n300\n');
+    await until('the service ends with its last user', () => other.processes().length === 0);
+    assert.equal(other.remount().status, 0);
+  } finally {
+    assert.equal(other.close(), undefined);
+  }
 });

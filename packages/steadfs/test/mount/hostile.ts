@@ -1,6 +1,8 @@
 /** Programs that do what nobody should, each in a process of its own: `node hostile.ts NAME DIR [ARGUMENT…]`. They end with 0 when they were answered as on a local file system. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { readFileSync, writeSync } from 'node:fs';
+import { receiveFds, sendFds, socketPair } from '@steadfs/fuse/sys';
 import * as c from '../support/libc.ts';
 import { F, F_WRLCK, O, resultName } from '../support/libc.ts';
 
@@ -107,6 +109,63 @@ const programs: Record<string, (dir: string, ...more: string[]) => void | Promis
     assert.ok(typeof s !== 'number' && s.size === 0);
     ok(c.pwrite(fd, bytes, 4096, 2 ** 46), 'far out');
     ok(c.ftruncate(fd, 10), 'back');
+  },
+
+  /** As an NFS server: opens files by handles, whatever their names have become. */
+  handles(dir) {
+    const deep = `${dir}/a/b/c`;
+    for (const p of [`${dir}/a`, `${dir}/a/b`, deep]) ok(c.mkdir(p, 0o755), 'mkdir');
+    ok(c.close(ok(c.open(`${deep}/f`, O.CREAT | O.RDWR), 'create')), 'close');
+    const mount = ok(c.open(dir, O.RDONLY), 'open');
+    const handles = ['a', 'a/b', 'a/b/c', 'a/b/c/f'].map(p => {
+      const handle = c.nameToHandle(`${dir}/${p}`);
+      assert.ok(typeof handle !== 'number', `${p}: ${resultName(handle as number)}`);
+      return handle;
+    });
+    ok(c.rename(`${dir}/a/b`, `${dir}/moved`), 'rename');
+    for (const [i, p] of ['a', 'moved', 'moved/c', 'moved/c/f'].entries()) {
+      const fd = ok(c.openByHandle(mount, handles[i]!, O.RDONLY), p);
+      const [here, there] = [c.fstat(fd), c.stat(`${dir}/${p}`)];
+      assert.ok(typeof here !== 'number' && typeof there !== 'number' && here.ino === there.ino, p);
+      ok(c.close(fd), 'close');
+    }
+    ok(c.unlink(`${dir}/moved/c/f`), 'unlink');
+    fails(c.openByHandle(mount, handles[3]!, O.RDONLY), 'ESTALE', 'a file that is gone');
+    const unknown = handles[3]!.slice();
+    unknown.fill(0x7b, 8, 16);
+    fails(c.openByHandle(mount, unknown, O.RDONLY), 'ESTALE', 'a handle of nobody');
+  },
+
+  /** Signals with a handler arrive all the time, and no call is cut short. Ends itself after `rounds`. */
+  interrupted(dir, rounds = '100') {
+    process.on('SIGUSR1', () => {});
+    const bombs = spawn('sh', ['-c', 'while kill -USR1 "$0" 2>/dev/null; do :; done', String(process.pid)]);
+    const bytes = Buffer.alloc(70_000, 7);
+    for (let i = 0; i < Number(rounds); i++) {
+      const fd = ok(c.open(`${dir}/f${i % 3}`, O.CREAT | O.RDWR | O.TRUNC), 'open');
+      assert.equal(c.write(fd, bytes, bytes.length), bytes.length);
+      ok(c.fsync(fd), 'fsync');
+      assert.equal(c.pread(fd, bytes, bytes.length, 0), bytes.length);
+      ok(c.close(fd), 'close');
+      ok(c.rename(`${dir}/f${i % 3}`, `${dir}/g`), 'rename');
+    }
+    bombs.kill('SIGKILL');
+  },
+
+  /** A file without a name, whose only descriptor is under way in a socket. */
+  descriptors(dir) {
+    const bytes = Buffer.alloc(300_000, 3);
+    const [to, from] = socketPair(true);
+    const fd = ok(c.open(`${dir}/file`, O.CREAT | O.RDWR), 'create');
+    assert.equal(c.write(fd, bytes, bytes.length), bytes.length);
+    sendFds(to, Buffer.from('x'), [fd]);
+    ok(c.close(fd), 'close');
+    ok(c.unlink(`${dir}/file`), 'unlink');
+    const received = receiveFds(from);
+    assert.ok(typeof received !== 'number');
+    const read = Buffer.alloc(bytes.length + 1);
+    assert.equal(c.pread(received.fds[0]!, read, read.length, 0), bytes.length);
+    assert.ok(read.subarray(0, bytes.length).equals(bytes));
   },
 
   /** Ends by SIGBUS. */

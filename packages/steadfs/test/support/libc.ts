@@ -335,6 +335,20 @@ export function setIds(uid: number, gid: number, groups: number[] = []): void {
   check('setresgid', syscall1(NR.setresgid, gid, gid, gid));
   check('setresuid', syscall1(NR.setresuid, uid, uid, uid));
 }
+/** Bytes of a struct file_handle: handle_bytes u32, type i32, the handle (MAX_HANDLE_SZ). */
+const HANDLE = 8 + 128;
+const nameToHandle_ = fallible('name_to_handle_at', ['int', path, buffer, buffer, 'int'], 'int');
+const openByHandle_ = fallible('open_by_handle_at', ['int', buffer, 'int'], 'int');
+/** What an NFS server gives its clients for a file. */
+export function nameToHandle(p: string): Uint8Array | number {
+  const handle = new Uint8Array(HANDLE);
+  new DataView(handle.buffer).setUint32(0, HANDLE - 8, true);
+  const r = nameToHandle_(AT.FDCWD, cstr(p), handle, new Uint8Array(4), 0);
+  return r < 0 ? r : handle;
+}
+/** `mount`: a descriptor of any file of the mount. */
+export const openByHandle = (mount: number, handle: Uint8Array, flags: number): number =>
+  openByHandle_(mount, handle, flags);
 export const umask = libc.func('umask', 'uint', ['uint']) as (mask: number) => number;
 
 const names: Record<number, string> = {
