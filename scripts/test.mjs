@@ -25,7 +25,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, loadavg, tmpdir } from 'node:os';
 import { dirname, join, relative, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -201,6 +201,9 @@ function cleanProcesses(folder) {
   }
 }
 
+/** A file has more time where others keep the processors busy: seconds. */
+const patient = limit => limit * Math.min(3, Math.max(1, loadavg()[0] / availableParallelism() / 4));
+
 /** `// timeout: N` and `// alone` near the top of a file. */
 function directives(file) {
   const head = readFileSync(file, 'utf8').slice(0, 2000);
@@ -278,7 +281,7 @@ async function runFile(node, file) {
   const here = place(name);
   if (!here) return;
   const { limit } = directives(file);
-  const bound = Math.min(full ? limit * 20 : limit, here.left);
+  const bound = Math.min(full ? limit * 20 : patient(limit), here.left);
   const begin = Date.now();
   const args = [NO_WARNING, '--test-reporter=tap', '--test', `--test-timeout=${Math.ceil(bound * 1000)}`, file];
   const { status, output } = await run(node, args, { env: here.env, limit: bound });
@@ -297,7 +300,7 @@ async function runSuite(node, suite) {
   const name = `suite ${suite}`;
   const here = place(name);
   if (!here) return;
-  const bound = Math.min(full ? SUITE_SECONDS * 20 : SUITE_SECONDS, here.left);
+  const bound = Math.min(full ? SUITE_SECONDS * 20 : patient(SUITE_SECONDS), here.left);
   const begin = Date.now();
   const args = [NO_WARNING, join(ROOT, 'suites/run.ts'), suite, '--mount', ...(full ? ['--full'] : [])];
   const { status, output } = await run(node, args, { env: here.env, limit: bound });

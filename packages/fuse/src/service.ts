@@ -6,7 +6,7 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, fstatSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -482,11 +482,14 @@ export async function runService<Warm>(settings: ServiceSettings<Warm>): Promise
   const log = settings.log ?? ((level, text) => level !== 'debug' && console.error(`${level}: ${text}`));
   const mode = process.env.STEADFS_START ?? 'crash';
   const first = mode === 'mount' || mode === 'upgrade';
-  for (const fd of [FD_FUSE, FD_CAPSULE, FD_ARENA, FD_LAUNCH, FD_STATE]) {
-    if (!sys.isOpen(fd)) throw EINVAL.because(`fd ${fd} is not open: this command is started by a keeper`);
-    // Before anything can be spawned: a copy that leaks keeps a dead mount alive.
-    sys.setCloexec(fd);
+  const fds = [FD_FUSE, FD_CAPSULE, FD_ARENA, FD_LAUNCH, FD_STATE];
+  // Without a keeper they are closed, or Node's own, of which reading would never end.
+  if (!fds.every(sys.isOpen) || !fstatSync(FD_LAUNCH).isFile()) {
+    process.stderr.write('ERROR: this command is started by a keeper, not by people\n');
+    process.exit(1);
   }
+  // Before anything can be spawned: a copy that leaks keeps a dead mount alive.
+  for (const fd of fds) sys.setCloexec(fd);
   if (first) sys.setCloexec(FD_REPORT);
   delete process.env.STEADFS_START;
   const before = readEnded(process.env.STEADFS_ENDED);

@@ -126,6 +126,7 @@ function attributeName(flag: Flag): string {
 function configure(commander: Commander): Commander {
   return commander
     .exitOverride()
+    .configureHelp({ optionTerm: option => option.flags.replace(/^--(\w) /, '-$1 ') })
     .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'ERROR: ')) })
     .helpCommand(false);
 }
@@ -134,6 +135,7 @@ function overview(): Commander {
   const program = configure(new Commander('steadfs'))
     .usage('[global flags] COMMAND [flags] ARGS')
     .description('A distributed POSIX file system for Linux whose mount never goes away.')
+    .addHelpText('after', '\nsteadfs COMMAND --help lists the flags of a command.')
     .option('-V, --version', 'print the version');
   addFlags(program, GLOBAL_FLAGS);
   for (const [name, entry] of Object.entries(COMMANDS))

@@ -17,7 +17,12 @@ export const command: Command = {
   summary: 'make a volume',
   details: `META-URL says where names and attributes are kept, --storage and --bucket where the data is.
 
-  steadfs format sqlite3:///var/lib/myvolume.db myvolume --bucket /var/lib/myvolume`,
+  steadfs format sqlite3:///var/lib/v.db myvolume --bucket /var/lib/myvolume
+  steadfs format redis://HOST:6379/0 myvolume --storage s3 --bucket URL
+  steadfs format postgres://USER@HOST/DB myvolume ...
+  steadfs format 'mysql://USER@(HOST:3306)/DB' myvolume ...
+
+A password is best given as META_PASSWORD in the environment.`,
   flags: [
     { name: 'storage', type: 'string', default: 'file', help: 'type of the object storage' },
     { name: 'bucket', type: 'string', help: `where objects are kept (default ${defaultBucket})` },
@@ -149,6 +154,14 @@ function compression(flags: Flags): string {
   return value;
 }
 
+/** KiB. The other client rounds what is no power of two; here it is refused, as it cannot be changed later. */
+function blockSize(flags: Flags): number {
+  const kib = flags.number('block-size')! / 1024;
+  const fixed = fixBlockSize(kib);
+  if (fixed !== kib) throw new Failure('--block-size must be a power of two from 64K to 16M');
+  return fixed;
+}
+
 function shards(flags: Flags): number {
   const value = count(flags, 'shards');
   if (value > 256) throw new Failure('--shards must be at most 256');
@@ -164,7 +177,7 @@ function created(name: string, flags: Flags): Format {
     Tiers: { '0': { ID: 0, StorageClass: '', Tag: '' } },
     Bucket: bucketOf(storage, flags.string('bucket')),
     ...credentials(flags),
-    BlockSize: fixBlockSize(flags.number('block-size')! / 1024),
+    BlockSize: blockSize(flags),
     Compression: compression(flags),
     Shards: shards(flags),
     HashPrefix: flags.bool('hash-prefix'),
@@ -184,7 +197,7 @@ function changed(stored: Format, name: string, flags: Flags): Format {
   const format: Format = { ...stored, ...credentials(flags), Name: name };
   if (flags.given('storage')) format.Storage = checkStorage(flags.string('storage')!.toLowerCase());
   if (flags.given('bucket') || flags.given('storage')) format.Bucket = bucketOf(format.Storage, flags.string('bucket'));
-  if (flags.given('block-size')) format.BlockSize = fixBlockSize(flags.number('block-size')! / 1024);
+  if (flags.given('block-size')) format.BlockSize = blockSize(flags);
   if (flags.given('compress')) format.Compression = compression(flags);
   if (flags.given('shards')) format.Shards = shards(flags);
   if (flags.given('capacity')) format.Capacity = count(flags, 'capacity');

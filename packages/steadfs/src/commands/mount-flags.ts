@@ -1,7 +1,9 @@
 /** Flags of `steadfs mount` (spec: command line §3, §5), and the options that are made of them. */
 
+import { totalmem } from 'node:os';
 import { resolve } from 'node:path';
 import type { MountOptions as KernelMountOptions } from '@steadfs/fuse/service-types';
+import { parseMetricsAddress } from '../observe/metrics-address.ts';
 import { defaultMountOptions, type MountOptions, parseSquash } from '../vfs/mount-options.ts';
 import type { Flag, Flags } from './command.ts';
 import { Failure, messageOf } from './failure.ts';
@@ -179,14 +181,18 @@ function within(flags: Flags, name: string, least: number, most: number): number
   return value;
 }
 
-function squash(flags: Flags, name: string) {
-  const text = flags.string(name);
-  if (text === undefined) return undefined;
+/** What `parse` makes of a flag's text; its error with the flag's name. */
+function parsed<T>(name: string, text: string, parse: (text: string) => T): T {
   try {
-    return parseSquash(text);
+    return parse(text);
   } catch (error) {
     throw new Failure(`--${name}: ${messageOf(error)}`);
   }
+}
+
+function squash(flags: Flags, name: string) {
+  const text = flags.string(name);
+  return text === undefined ? undefined : parsed(name, text, parseSquash);
 }
 
 /** What the flags ask for. Throws Failure for values that make no sense. */
@@ -226,6 +232,10 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
   const maxFuseIo = within(flags, 'max-fuse-io', 4096, MAX_IO);
   const bufferSize = flags.number('buffer-size')!;
   if (bufferSize < MIN_BUFFER) throw new Failure('--buffer-size must be at least 32M');
+  if (bufferSize > totalmem())
+    throw new Failure(`--buffer-size must be less than this machine's memory (${Math.floor(totalmem() / 2 ** 20)}M)`);
+  const metrics = flags.string('metrics')!;
+  if (metrics !== '') parsed('metrics', metrics, parseMetricsAddress);
   const logFile = resolve(flags.string('log') ?? defaultLog);
   const background = flags.bool('background');
 
@@ -291,7 +301,7 @@ export function planMount(flags: Flags, logLevel: string): MountPlan {
       hangLimit: within(flags, 'hang-limit', 0, day),
       maxFuseIo,
       asyncDio,
-      metrics: flags.string('metrics')!,
+      metrics,
       metricsExplicit: flags.given('metrics'),
       logLevel,
       ...(background ? { logFile } : {}),

@@ -35,6 +35,11 @@ export const commandEngineOptions: EngineOptions = {
   events: quietEvents,
 };
 
+/** A message about `subject` behind a sentence that has named it. */
+function reasonOf(message: string, subject: string): string {
+  return message.replaceAll(`${subject} cannot be used: `, '').replaceAll(`${subject}: `, '');
+}
+
 /** Opens the database. Failure says which one, without its password. */
 export async function connect(url: string, options: Partial<EngineOptions> = {}): Promise<MetaEngine> {
   if (!/^[a-z0-9]+:\/\//i.test(url))
@@ -44,7 +49,8 @@ export async function connect(url: string, options: Partial<EngineOptions> = {})
   try {
     return await openEngine(url, { ...commandEngineOptions, ...options });
   } catch (error) {
-    throw new Failure(`cannot open ${maskUrl(url)}: ${withoutSecrets(messageOf(error), url)}`, { cause: undefined });
+    const shown = maskUrl(url);
+    throw new Failure(`cannot open ${shown}: ${reasonOf(withoutSecrets(messageOf(error), url), shown)}`);
   }
 }
 
@@ -54,7 +60,7 @@ export async function loadVolume(engine: MetaEngine): Promise<Format> {
   try {
     format = await engine.load();
   } catch (error) {
-    throw new Failure(`cannot load the volume in ${engine.name}: ${messageOf(error)}`);
+    throw new Failure(`cannot load the volume in ${engine.name}: ${reasonOf(messageOf(error), engine.name)}`);
   }
   if (!format) throw new Failure(`${engine.name} holds no volume; make one with steadfs format`);
   const gate = versionGate(format, CLIENT_VERSION);

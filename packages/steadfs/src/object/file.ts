@@ -8,6 +8,7 @@
  */
 import fs from 'node:fs';
 import fsp from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { getSystemErrorMap } from 'node:util';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { createOpenFiles, isAligned, readCached, readInPool, readNow, writeInPool, writeNow } from './file-io.ts';
@@ -44,6 +45,22 @@ const KINDS: Record<string, StoreErrorKind> = {
   ELOOP: 'invalid',
   ETIMEDOUT: 'timeout',
 };
+
+/** mkdir -p. Node's own tries for ever where a folder cannot be made and the answer is ENOENT (/proc, automounters). */
+async function makeFolders(path: string): Promise<void> {
+  try {
+    await fsp.mkdir(path, 0o777);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'EEXIST' && fs.statSync(path).isDirectory()) return;
+    const parent = dirname(path);
+    if (code !== 'ENOENT' || fs.existsSync(parent)) throw error;
+    await makeFolders(parent);
+    await fsp.mkdir(path, 0o777).catch((again: NodeJS.ErrnoException) => {
+      if (again.code !== 'EEXIST') throw again;
+    });
+  }
+}
 
 export interface FileStoreOptions {
   /** An absolute path; a slash at the end is added where missing. */
@@ -199,7 +216,7 @@ export function createFileStore(options: FileStoreOptions): ObjectStore {
 
     async create() {
       try {
-        await fsp.mkdir(root, { recursive: true, mode: 0o777 });
+        await makeFolders(root);
         await fsp.access(root, fs.constants.R_OK | fs.constants.W_OK | fs.constants.X_OK);
       } catch (error) {
         throw fail('create', '', error);

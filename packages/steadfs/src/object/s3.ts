@@ -439,7 +439,7 @@ function credentialSource(
   let pending: Promise<S3Credentials> | undefined;
   const refresh = async (): Promise<S3Credentials> => {
     try {
-      const { defaultProvider } = await import('@aws-sdk/credential-provider-node');
+      const { defaultProvider } = await import('./s3-credentials.ts');
       current = await defaultProvider()();
       return current;
     } catch (e) {

@@ -1,6 +1,7 @@
 /** /metrics over HTTP (`--metrics`); the text is prom-client's, which is loaded at the first request. */
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import type { Metrics } from './metrics.ts';
+import { parseMetricsAddress } from './metrics-address.ts';
 
 /** Answers one request and closes: all that a scraper needs. node:http was measured to cost an idle process 18 MB. */
 function answer(socket: Socket, text: () => Promise<string>): void {
@@ -43,11 +44,7 @@ export async function serveMetrics(
   address: string,
   explicit: boolean,
 ): Promise<{ server: Server; address: string }> {
-  const at = address.lastIndexOf(':');
-  const host = address.slice(0, at).replace(/^\[|\]$/g, '') || '0.0.0.0';
-  const wanted = Number(address.slice(at + 1));
-  if (at < 0 || !Number.isInteger(wanted) || wanted < 0 || wanted > 65535)
-    throw new Error(`"${address}" is no HOST:PORT`);
+  const { host, port: wanted } = parseMetricsAddress(address);
   const server = createServer({ allowHalfOpen: true }, socket =>
     answer(socket, async () => (await import('./exposition.ts')).metricsText(metrics, labels)),
   );

@@ -68,6 +68,9 @@ test('values of flags', async () => {
   const mount = (...flags: string[]) => ['mount', '-d', url('good.db'), at('mp'), ...flags];
   await refused(mount('--buffer-size', '4MiB'), /--buffer-size: "4MiB" is not a size/);
   await refused(mount('--buffer-size', '1M'), /--buffer-size must be at least 32M/);
+  await refused(mount('--buffer-size', '9999T'), /--buffer-size must be less than this machine's memory/);
+  await refused(mount('--metrics', 'nonsense'), /--metrics: "nonsense" is no HOST:PORT/);
+  await refused(mount('--metrics', '127.0.0.1:99999'), /--metrics: "127\.0\.0\.1:99999" is no HOST:PORT/);
   await refused(mount('--attr-cache', 'soon'), /--attr-cache: "soon" is not a duration/);
   await refused(mount('--attr-cache', '-1'), /--attr-cache must be between 0/);
   await refused(mount('--heartbeat', '0'), /--heartbeat must be between 1/);
@@ -79,6 +82,8 @@ test('values of flags', async () => {
   await refused(mount('-o', 'frob'), /-o frob: not supported/);
   await refused(['--log-level', 'loud', 'status', url('good.db')], /--log-level: "loud"/);
   await refused(['format', url('x.db'), 'myvol', '--capacity', 'all'], /--capacity: "all" is not a size/);
+  await refused(['format', url('x.db'), 'myvol', '--block-size', '3M'], /--block-size must be a power of two/);
+  await refused(['format', url('x.db'), 'myvol', '--block-size', '32M'], /--block-size must be .* 64K to 16M/);
   await refused(['format', url('x.db'), 'myvol', '--trash-days', '-1'], /--trash-days must not be negative/);
   assert.ok(!existsSync(at('x.db')));
 });
@@ -93,6 +98,37 @@ test('metadata URLs', async () => {
   const secret = await steadfs(['status', 'frob://user:hush@host/db']);
   assert.equal(secret.status, 1);
   assert.doesNotMatch(secret.stderr, /hush/);
+});
+
+test('what is not there is named once', async () => {
+  const { stderr } = await steadfs(['status', 'postgres://user:hush@127.0.0.1:1/db']);
+  assert.equal(
+    stderr,
+    'ERROR: cannot load the volume in postgres://127.0.0.1:1/db: connect ECONNREFUSED 127.0.0.1:1\n',
+  );
+});
+
+test('a service is not started by people', async () => {
+  await refused(['service', at('mp')], /this command is started by a keeper, not by people/);
+});
+
+test('storages', async () => {
+  const format = (...flags: string[]) => ['format', url('x.db'), 'myvol', ...flags];
+  // Where mkdir(2) answers ENOENT although the folder above is there.
+  await refused(format('--bucket', '/proc/objects'), /cannot make file:\/\/\/proc\/objects\//);
+  await refused(format('--bucket', at('good.db')), /cannot make file:/);
+  const s3 = ['--storage', 's3', '--bucket', 'http://127.0.0.1:1/bucket'];
+  const nobody = {
+    HOME: at('nobody'),
+    AWS_ACCESS_KEY_ID: '',
+    AWS_PROFILE: '',
+    AWS_EC2_METADATA_DISABLED: 'true',
+    AWS_REGION: 'us-east-1',
+  };
+  await refused(format(...s3), /no S3 credentials: Could not load credentials from any providers/, nobody);
+  const keys = { ...nobody, AWS_ACCESS_KEY_ID: 'id', AWS_SECRET_ACCESS_KEY: 'hush' };
+  await refused(format(...s3), /ECONNREFUSED/, keys);
+  assert.ok(!existsSync(at('x.db')));
 });
 
 test('databases that hold something else', async () => {
