@@ -4,7 +4,7 @@
  *
  *   node bench/mounts.ts [start] [many] [takeover]   [--count N] [--seconds S] [--events K] [--inodes 0,10000,1000000] [--phases] [--write]
  *
- * start: one mount, nothing on it. many: N mounts (default 100) of volumes of their own. takeover: K kills (kill -9 of the service) and K upgrades (default 10) per
+ * start: one mount, nothing on it. many: N mounts (default 100) of volumes of their own, upgraded at the end. takeover: K kills (kill -9 of the service) and K upgrades (default 10) per
  * number of inodes that the kernel knows; unless that is 0, 10,000 of their files are open and locked. --phases prints where the time went.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
@@ -138,12 +138,17 @@ async function many(): Promise<void> {
       Number(/^MemAvailable:\s+(\d+)/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1]) / 1024;
     const memoryBefore = available();
     let began = performance.now();
+    /** What the command says. */
+    const mount = (mnt: string, i: number): string => {
+      const args = ['mount', '-d', '--log', join(base, 'log'), '--metrics', '', `sqlite3://${base}/${i}.db`, mnt];
+      const { status, stdout, stderr } = runClient('steadfs', args);
+      if (status !== 0) throw new Error(`mount ${i}: ${stderr}`);
+      return stdout + stderr;
+    };
     points.forEach((mnt, i) => {
       mkdirSync(mnt);
       copyFileSync(join(base, 'template.db'), join(base, `${i}.db`));
-      const args = ['mount', '-d', '--log', join(base, 'log'), '--metrics', '', `sqlite3://${base}/${i}.db`, mnt];
-      const { status, stderr } = runClient('steadfs', args);
-      if (status !== 0) throw new Error(`mount ${i}: ${stderr}`);
+      mount(mnt, i);
     });
     const started = performance.now() - began;
     await sleep(15_000);
@@ -154,6 +159,11 @@ async function many(): Promise<void> {
     await sleep(seconds * 1000);
     const after = usage([...keeper, ...service]);
     const period = (performance.now() - idle) / 1000;
+    began = performance.now();
+    const pauses = points.map((mnt, i) => Number(/pause ([\d.]+) ms/.exec(mount(mnt, i))?.[1]));
+    const upgraded = performance.now() - began;
+    await sleep(15_000);
+    const renewed = usage(parts(`${base}/mnt`).service);
     began = performance.now();
     for (const mnt of points) runClient('steadfs', ['umount', mnt]);
     const stopped = performance.now() - began;
@@ -174,6 +184,12 @@ async function many(): Promise<void> {
         ['wake-ups of an idle mount', `${show((after.switches - k.switches - s.switches) / period / count)} a second`],
         ['descriptors a mount', show((k.fds + s.fds) / count)],
         ['starting all, one after the other', `${show(started / 1000)} s, ${show(started / count)} ms each`],
+        ['upgrading all, one after the other', `${show(upgraded / 1000)} s, ${show(upgraded / count)} ms each`],
+        [
+          'pause of such an upgrade: median, longest',
+          `${show(quantile(pauses, 0.5))}, ${show(Math.max(...pauses))} ms`,
+        ],
+        ['proportional memory of a service after it', `${show(renewed.proportional / count)} MiB`],
         ['unmounting all, one after the other', `${show(stopped / 1000)} s, ${show(stopped / count)} ms each`],
         ['processes left', String(left.keeper.length + left.service.length)],
       ],

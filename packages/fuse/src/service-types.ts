@@ -172,6 +172,8 @@ export interface Start {
 export interface Meanwhile {
   /** Claims the runs of the arena that its records name. */
   claim(): void;
+  /** The capsule has acknowledged data, which is waited for also when the mount has ended. */
+  dirty(): boolean;
   /** As in FileSystem. */
   forget(nodeid: number, nlookup: number): void;
   /** As in Session.limit. */

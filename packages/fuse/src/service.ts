@@ -18,6 +18,7 @@ import {
   lockCapsule,
   type MappedCapsule,
   mapCapsule,
+  type OpenCapsule,
   openCapsule,
   peekBlob,
 } from './capsule.ts';
@@ -84,6 +85,7 @@ import { phase, phases } from './phases.ts';
 import type {
   EndSettings,
   Launch,
+  Meanwhile,
   MountState,
   Replaced,
   ReplaceSettings,
@@ -789,7 +791,7 @@ const COMPANY_MS = 1000;
 /** Between two attempts to get ready, ms; the last one for all others. */
 const PAUSES = [100, 200, 500, 1000, 2000, 5000];
 
-/** What `prepare` answers at last. Without `meanwhile`, and when the mount has ended, a failure is the end. */
+/** What `prepare` answers at last. Without `meanwhile`, and when the mount has ended with all data stored, a failure is the end. */
 async function patiently<Warm>(
   prepare: () => Promise<Warm>,
   meanwhile: ServiceSettings<Warm>['meanwhile'],
@@ -799,14 +801,20 @@ async function patiently<Warm>(
   notify: Notifications | undefined,
 ): Promise<Warm> {
   const since = JSON.stringify({ since: waitingSince() });
+  let capsule: OpenCapsule | undefined;
+  let known: Meanwhile | undefined;
+  const look = (): [OpenCapsule, Meanwhile] => {
+    capsule ??= openCapsule({ capsule: FD_CAPSULE, arena: FD_ARENA }, { arenaSize: launch.arenaSize });
+    known ??= meanwhile!(capsule, launch);
+    return [capsule, known];
+  };
   let company: Promise<Company | undefined> | undefined;
   const begin = (reason: string): void => {
     writeState(FD_STATE, `waiting: ${reason}`, since);
     notify?.status(reason);
     // Who has not answered INIT has only callers that may go.
-    if (company || !meanwhile || ended(FD_FUSE) || !peekBlob(FD_CAPSULE, INIT_BLOB)) return;
-    const capsule = openCapsule({ capsule: FD_CAPSULE, arena: FD_ARENA }, { arenaSize: launch.arenaSize });
-    company = keepCompany(FD_FUSE, capsule, meanwhile(capsule, launch), predecessor, log).catch((error: unknown) => {
+    if (company || ended(FD_FUSE) || !peekBlob(FD_CAPSULE, INIT_BLOB)) return;
+    company = keepCompany(FD_FUSE, ...look(), predecessor, log).catch((error: unknown) => {
       log('error', `callers that wait cannot be looked after: ${message(error)}`);
       return undefined;
     });
@@ -818,7 +826,7 @@ async function patiently<Warm>(
       try {
         return await prepare();
       } catch (error) {
-        if (!meanwhile || ended(FD_FUSE)) throw error;
+        if (!meanwhile || (ended(FD_FUSE) && !look()[1].dirty())) throw error;
         const reason = message(error);
         if (reason !== told) log('error', reason);
         told = reason;

@@ -13,7 +13,7 @@ import { phase } from '@steadfs/fuse/phases';
 import { runService } from '@steadfs/fuse/service';
 import { type Session, serve } from '@steadfs/fuse/session';
 import { leave } from '@steadfs/fuse/sys';
-import { claimExtents, DATA_SECTIONS } from '../data/journal.ts';
+import { claimExtents, DATA_SECTIONS, hasExtents } from '../data/journal.ts';
 import type { Format } from '../format/volume.ts';
 import { type LogHandle, startLog } from '../observe/log.ts';
 import type { Metrics } from '../observe/metrics.ts';
@@ -70,6 +70,7 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       const inodes = new Inodes(capsule);
       return {
         claim: () => claimExtents(capsule),
+        dirty: () => hasExtents(capsule),
         forget: nodeid => inodes.forget(nodeid),
         limit: (options as ServiceOptions).waitTimeoutMs || undefined,
       };

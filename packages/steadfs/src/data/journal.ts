@@ -125,6 +125,10 @@ export interface Journal {
   slices(): SliceRecord[];
 }
 
+export function hasExtents(capsule: Capsule): boolean {
+  return capsule.records(DATA_SECTIONS[1]!).live()[Symbol.iterator]().next().done !== true;
+}
+
 /** Claims the runs of all extents, for who reads requests into the arena and knows no more of the data than that. */
 export function claimExtents(capsule: Capsule): void {
   const records = capsule.records(DATA_SECTIONS[1]!);

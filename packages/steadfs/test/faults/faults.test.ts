@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { roles } from '../continuity/storm.ts';
 import { META_KINDS, type MetaKind, startNetwork } from '../servers/network.ts';
-import { abortMount, missing, openVolume, runClientLater } from '../support/volume.ts';
+import { abortMount, missing, mountOf, openVolume, runClientLater } from '../support/volume.ts';
 import { describeFaults, faultRun, statusOf } from './faults.ts';
 
 const full = process.env.STEADFS_FULL === '1';
@@ -279,6 +279,41 @@ test('a mount that ends while its database is gone: the processes end, the sessi
     assert.match(readFileSync(join(volume.base, 'log'), 'utf8'), /session \d+ is left to expire/);
   } finally {
     await network.metaProxy!.flow();
+    volume.close();
+  }
+});
+
+test('a mount that ends while its database is gone and its service was killed: what was written is stored at last', {
+  skip: lack ?? false,
+}, async t => {
+  const network = await startNetwork('redis', 'file');
+  if ('missing' in network) return t.skip(network.missing);
+  t.after(() => network.close());
+  const volume = openVolume({ meta: network.meta! });
+  const file = join(volume.dir, 'f');
+  const writer = spawn('python3', ['-c', HOLDER, file], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const ended = once(writer, 'close');
+  try {
+    await once(writer.stdout!, 'data');
+    await network.metaProxy!.refuse();
+    writer.stdin!.write('\n');
+    await until(() => statusOf(volume.dir).mount.waiting! > 0, 'the fsync');
+    process.kill(roles(volume.dir).service!, 'SIGKILL');
+    await until(() => statusOf(volume.dir).mount.state === 'waiting', 'nobody serves');
+    writer.kill('SIGKILL');
+    await ended;
+    const unmounting = runClientLater('steadfs', ['umount', volume.dir]);
+    await until(() => mountOf(volume.dir) === undefined, 'it is unmounted');
+    // Some attempts fail.
+    await new Promise(wake => setTimeout(wake, 3000));
+    await network.metaProxy!.flow();
+    await unmounting;
+    await until(() => volume.processes().length === 0, 'no process is left');
+    const again = openVolume({ base: volume.base, meta: network.meta!, format: 'there' });
+    assert.match(await start(`grep -qx held ${join(again.dir, 'f')}`).ended, /^0 /);
+  } finally {
+    await network.metaProxy!.flow();
+    writer.kill('SIGKILL');
     volume.close();
   }
 });
