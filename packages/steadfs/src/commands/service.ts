@@ -17,7 +17,7 @@ import { claimExtents, DATA_SECTIONS, hasExtents } from '../data/journal.ts';
 import type { Format } from '../format/volume.ts';
 import { type LogHandle, startLog } from '../observe/log.ts';
 import type { Metrics } from '../observe/metrics.ts';
-import { releaseCode, releasesWhenIdle } from '../observe/resident.ts';
+import { releasesWhenIdle } from '../observe/resident.ts';
 import { decodeTroubles, keepTroubles, SAME_MS, TROUBLES_BYTES, TROUBLES_HINT } from '../observe/troubles.ts';
 import { CLIENT_VERSION, VERSION } from '../version.ts';
 import { Inodes } from '../vfs/inodes.ts';
@@ -28,8 +28,7 @@ import { messageOf } from './failure.ts';
 import type { ServiceOptions } from './mount-flags.ts';
 import { rehearse } from './rehearsal.ts';
 
-/** When a service has touched what it needs to start, ms; so often is looked in its first minute, in which V8 collects garbage again and again because nothing happens. */
-const STARTED_MS = 5000;
+/** How often (ms) it is looked in a service's first minute whether it can be made smaller: V8 collects garbage again and again meanwhile because nothing happens. */
 const LOOK_MS = 3000;
 const FIRST_MS = 60_000;
 /** Connections to store and database have this long to be closed, ms. */
@@ -156,7 +155,6 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       const small = (work: () => Promise<void>) => (): void => {
         work().catch((error: unknown) => log.debug(`memory of the start-up was not given back: ${messageOf(error)}`));
       };
-      setTimeout(small(releaseCode), STARTED_MS).unref();
       const release = (seldom: number) => small(releasesWhenIdle(() => device.read, seldom));
       const first = setInterval(release(1), LOOK_MS).unref();
       setTimeout(() => clearInterval(first), FIRST_MS).unref();
