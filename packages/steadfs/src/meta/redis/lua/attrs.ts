@@ -113,7 +113,7 @@ local function body()
   if newrule then a.aa=id or aclput(newrule) end
   if g then cover(d,old,size,A[7]) account(old,size,g) log('TRUNCATE',nil,d,D(old.l),D(size),'0') end
   if move then owner(old.u,old.g,-space(old),-1) owner(a.u,a.g,space(a),1) end
-  put(d,a)
+  local s=put(d,a)
   local m=band(mask,1+2+4+16+32+1024+32768)
   if has(128) then m=bor(m,16) end
   if has(256) then m=bor(m,32) end
@@ -122,7 +122,7 @@ local function body()
     local as,an=sunpack('>i8I4',a.at) local ms,mn=sunpack('>i8I4',a.mt)
     log('SETATTR',nil,d,F(m),'0',F(a.u),F(a.g),F(a.m),F(a.f),F(as),F(ms),F(an),F(mn),F(NS),F(NN),F(a.aa))
   end
-  return E(b,d,a)
+  return E(b,d,a,s)
 end
 `;
 

@@ -52,7 +52,7 @@ local function enc(a)
   return s..string.char(0)
 end
 local function node(d) local s=call('GET',P..'i'..d) if not s then return nil end return dec(s) end
-local function put(d,a) call('SET',P..'i'..d,enc(a)) end
+local function put(d,a) local s=enc(a) call('SET',P..'i'..d,s) return s end
 local function trashed(d,a)
   local n=0
   if a.t~=2 and a.n>0 and a.p==Z8 then
@@ -61,7 +61,8 @@ local function trashed(d,a)
   end
   return n
 end
-local function E(b,d,a) local s=enc(a) return b..spack('>I2B',trashed(d,a),#s)..s end
+-- s: the encoded attributes, where put() has answered them.
+local function E(b,d,a,s) s=s or enc(a) return b..spack('>I2B',trashed(d,a),#s)..s end
 `;
 
 /**
@@ -204,12 +205,12 @@ local function owner(u,g,s,i)
     call('HINCRBY',P..k..'QuotaUsedInodes',id,F(i))
   end
 end
-local qmemo,hasq={},nil
+local qmemo,hasq={},0
 local function qdirs(d)
   local m=qmemo[d]
   if m then return m end
   m={} qmemo[d]=m
-  if hasq==nil then hasq=DS and call('EXISTS',P..'dirQuota')==1 end
+  if hasq==0 then hasq=DS and call('EXISTS',P..'dirQuota')==1 end
   if not hasq then return m end
   local at=d
   for _=1,100000 do
@@ -244,7 +245,14 @@ local function quota(u,g,s,i,dirs)
 end
 local function adir(d,len,s,i)
   if not DS then return end
-  if call('HEXISTS',P..'dirUsedInodes',d)==1 then inc('dirDataLength',d,len) inc('dirUsedSpace',d,s) inc('dirUsedInodes',d,i) end
+  local there
+  if i==0 then there=call('HEXISTS',P..'dirUsedInodes',d)==1
+  else
+    -- A field that this has made tells by its value, which one that was 0 has too.
+    there=call('HINCRBY',P..'dirUsedInodes',d,F(i))~=i or call('HEXISTS',P..'dirUsedSpace',d)==1
+    if not there then call('HDEL',P..'dirUsedInodes',d) end
+  end
+  if there then inc('dirDataLength',d,len) inc('dirUsedSpace',d,s) end
   for _,q in ipairs(qdirs(d)) do inc('dirQuotaUsedSpace',q,s) inc('dirQuotaUsedInodes',q,i) end
 end
 local function flen(a,sign)
@@ -283,8 +291,7 @@ local function touch(pb,pd,p,links)
   local age=(NS-s)*1000+(NN-n)/1000000
   if links==0 and age<SKIP and age>=0 then return false end
   p.n=p.n+links p.mt=NOW p.ct=NOW
-  put(pd,p)
-  return true
+  return put(pd,p)
 end
 local function paradd(d,pd,n) call('HINCRBY',P..'p'..d,pd,n) end
 local function sustained(d)
@@ -400,7 +407,7 @@ local function folder(w)
   vol(4096,1)
   log('CREATE',w.d,TD,w.hour,'0','0','2','365','0','','linux','false')
 end
--- Whether a file has chunks, as far as a few looks tell.
+-- Whether a file has chunks, as far as a few looks tell; nil: none, but it had more of them once.
 local function hasdata(d,a)
   if a.t~=1 then return false end
   local h=call('HGET',P..'STEADFS.chunks',d)
@@ -408,11 +415,12 @@ local function hasdata(d,a)
   if h then last=math.max(last,tonumber(h)) end
   if last>15 then return true end
   for i=0,last do if call('EXISTS',P..'c'..d..'_'..i)==1 then return true end end
+  if h then return nil end
   return false
 end
 local function destroy(d,a,data)
   if data then call('ZADD',P..'delfiles',F(NS),d..':'..D(a.l))
-  elseif a.t==1 then call('HDEL',P..'STEADFS.chunks',d) end
+  elseif data==nil and a.t==1 then call('HDEL',P..'STEADFS.chunks',d) end
   call('DEL',P..'i'..d,P..'x'..d)
   if a.t==3 then call('DEL',P..'s'..d) end
   if a.p==Z8 then call('DEL',P..'p'..d) end
@@ -441,21 +449,20 @@ local function unlinked(pb,pd,name,b,d,old,plan)
     folder(w)
     setedge(w.d,w.name,old.t,b)
     if old.p~=Z8 then a.p=w.b else paradd(d,w.d,1) paradd(d,pd,-1) end
-    put(d,a)
+    local s=put(d,a)
     aent(w.d,old,1)
-    return TRASHED..E(b,d,a)
+    return TRASHED..E(b,d,a,s)
   end
   a.n=math.max(0,old.n-1)
   if a.n>0 then
     if old.p==Z8 then paradd(d,pd,-1) end
-    put(d,a)
-    return KEPT..E(b,d,a)
+    return KEPT..E(b,d,a,put(d,a))
   end
   if plan.sustain then
-    put(d,a)
+    local s=put(d,a)
     call('SADD',P..'session'..SID,d)
     if old.p==Z8 then call('DEL',P..'p'..d) end
-    return SUSTAINED..E(b,d,a)
+    return SUSTAINED..E(b,d,a,s)
   end
   destroy(d,old,plan.data)
   return (plan.data and DELETED or GONE)..E(b,d,a)
@@ -467,15 +474,15 @@ local function dirremoved(pb,pd,name,b,d,old,w)
   a.ct=NOW
   if pd~=TD then aent(pd,old,-1) end
   for _,k in ipairs(STATS) do call('HDEL',P..k,d) end
-  for _,k in ipairs(DQUOTA) do call('HDEL',P..k,d) end
+  if hasq~=false or not DS then for _,k in ipairs(DQUOTA) do call('HDEL',P..k,d) end end
   call('HDEL',P..'d'..pd,name)
   if w then
     folder(w)
     a.p=w.b
     setedge(w.d,w.name,2,b)
-    put(d,a)
+    local s=put(d,a)
     aent(w.d,old,1)
-    return TRASHED..E(b,d,a)
+    return TRASHED..E(b,d,a,s)
   end
   call('DEL',P..'i'..d,P..'x'..d)
   -- Hourly folders are nobody's.

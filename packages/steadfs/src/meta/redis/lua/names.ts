@@ -27,7 +27,6 @@ local function body()
     end
   end
   insertable(pb,p)
-  if call('EXISTS',P..'i'..nd)==1 then error({i=nb},0) end
   local dir=ty==2
   local gid=GID
   if band(p.m,1024)~=0 then gid=p.g end
@@ -58,24 +57,25 @@ local function body()
   local id=newrule and aclfind(newrule)
   -- writes
   if newrule then a.aa=id or aclput(newrule) end
+  if kind==2 then a.n=0 end
+  local s=enc(a)
+  -- Before anything that a second attempt would do again.
+  if not call('SET',P..'i'..nd,s,'NX') then error({i=nb},0) end
   if kind==2 then
-    a.n=0
-    put(nd,a)
     call('SADD',P..'session'..SID,nd)
     ainode(a,1)
     log('CREATE',nd,pd,'tmpfile_'..nd,F(a.u),F(a.g),'1',F(mode),F(umask),'','linux','false')
     log('UNLINK',nd,pd,'tmpfile_'..nd,'0','true','false')
-    return string.char(1)..E(nb,nd,a)
+    return string.char(1)..E(nb,nd,a,s)
   end
   setedge(pd,name,ty,nb)
-  put(nd,a)
   local touched=touch(pb,pd,p,dir and 1 or 0)
   if ty==3 then call('SET',P..'s'..nd,A[9]) end
   if dir then for _,k in ipairs({'dirUsedInodes','dirDataLength','dirUsedSpace'}) do call('HSET',P..k,nd,'0') end end
   ainode(a,1)
   aent(pd,a,1)
   log('CREATE',nd,pd,name,F(a.u),F(a.g),F(ty),F(mode),F(umask),A[9],'linux','true')
-  return string.char(1)..E(nb,nd,a),touched and E(pb,pd,p) or ''
+  return string.char(1)..E(nb,nd,a,s),touched and E(pb,pd,p,touched) or ''
 end
 `;
 
@@ -108,7 +108,7 @@ local function body()
   local touched=touch(pb,pd,p,0)
   aent(pd,a,1)
   log('LINK',F(a.n),d,pd,name,'true')
-  return E(b,d,a),touched and E(pb,pd,p) or ''
+  return E(b,d,a),touched and E(pb,pd,p,touched) or ''
 end
 `;
 
@@ -138,7 +138,7 @@ local function body()
   local out=unlinked(pb,pd,name,b,d,a,plan)
   local touched=touch(pb,pd,p,0)
   log('UNLINK',d,pd,name,w and w.d or '0',tostring(plan.sustain==true),'true')
-  return out,touched and E(pb,pd,p) or ''
+  return out,touched and E(pb,pd,p,touched) or ''
 end
 `;
 
@@ -165,7 +165,7 @@ local function body()
   local out=dirremoved(pb,pd,name,b,d,a,w)
   local touched=touch(pb,pd,p,-1)
   log('RMDIR',d,pd,name,w and w.d or '0')
-  return out,touched and E(pb,pd,p) or ''
+  return out,touched and E(pb,pd,p,touched) or ''
 end
 `;
 
@@ -176,6 +176,17 @@ end
  * usage of a tree is wanted.
  */
 export const rename = `
+local function edges(pd,name,nd,nname)
+  if pd~=nd then
+    local t,b=edge(pd,name)
+    return t,b,edge(nd,nname)
+  end
+  local e=call('HMGET',P..'d'..pd,name,nname)
+  local st,sb,tt,tb
+  if e[1] then st,sb=string.byte(e[1]),string.sub(e[1],2,9) end
+  if e[2] then tt,tb=string.byte(e[2]),string.sub(e[2],2,9) end
+  return st,sb,tt,tb
+end
 local function notbelow(d,what)
   local at=d
   for _=1,100000 do
@@ -190,8 +201,7 @@ local function reparent(b,d,a,from,to,tb)
   a.ct=NOW
   if a.t==2 or a.p~=Z8 then a.p=tb
   elseif from~=to then paradd(d,to,1) paradd(d,from,-1) end
-  put(d,a)
-  return E(b,d,a)
+  return E(b,d,a,put(d,a))
 end
 local function subset(x,y)
   for _,q in ipairs(x) do
@@ -211,9 +221,8 @@ local function body()
   local p=parent(pd)
   local np=same and p or parent(nd)
   access(p,1) access(np,1)
-  local st,sb=edge(pd,name)
+  local st,sb,tt,tb=edges(pd,name,nd,nname)
   if not sb then fail(2) end
-  local tt,tb=edge(nd,nname)
   if tb and band(flags,1)~=0 then fail(17) end
   if not tb and exchange then fail(2) end
   if not restore and isT(np.p) then fail(2) end
@@ -294,11 +303,10 @@ local function body()
   end
   moved=reparent(sb,sd,a,pd,nd,nb)
   local extra=''
-  if same then if touch(pb,pd,p,links+nlinks) then extra=E(pb,pd,p) end
-  else
-    if touch(pb,pd,p,links) then extra=E(pb,pd,p) end
-    if touch(nb,nd,np,nlinks) then extra=extra..E(nb,nd,np) end
-  end
+  local touched=touch(pb,pd,p,same and links+nlinks or links)
+  if touched then extra=E(pb,pd,p,touched) end
+  touched=not same and touch(nb,nd,np,nlinks)
+  if touched then extra=extra..E(nb,nd,np,touched) end
   log('MOVE',sd,pd,name,nd,nname,F(flags),td or '0',w and w.d or '0')
   local out=string.char(bits)..spack('>I2',#moved)..moved
   if replaced then out=out..spack('>I2',#replaced)..replaced end
