@@ -3,7 +3,7 @@
  * the first quiet moment after the start the requests of small files' and directories' lives are played (rehearsal.ts of the fuse package) through a real session,
  * file system, data path and SQLite engine, over a volume in memory that is thrown away: database files in /dev/shm without names, objects in the process's own memory.
  * Nothing of the real mount is touched. Mounts of other engines play on SQLite, too: what lies above the engine is the greater part of what is compiled, and no request
- * goes to a server that others use.
+ * goes to a server that others use. The engine of PostgreSQL and MySQL is played alone afterwards, on a database that agrees to everything (meta/sql/play.ts).
  *
  * What V8 learns belongs to the code, so the real mount's objects have it too. Two things matter for that:
  * - Two mounts are played, a short one first. Calls of closures that have only been seen of one mount are compiled for just these, and thrown away at the real mount's first
@@ -29,6 +29,7 @@ import { faultPoint } from '@steadfs/fuse/fault';
 import { type Field, type PlayedKernel, playKernel } from '@steadfs/fuse/rehearsal';
 import { trim } from '@steadfs/fuse/sys';
 import type { Format } from '../format/volume.ts';
+import type { SqlKind } from '../meta/sql/connection.ts';
 import { LEVELS, type Log } from '../observe/log.ts';
 import { messageOf } from './failure.ts';
 import type { ServiceOptions } from './mount-flags.ts';
@@ -47,6 +48,8 @@ const WARM_REQUESTS = 5000;
 const SOME_REQUESTS = 8;
 /** Of this process, its compiling threads included. */
 const CPU_MS = 400;
+/** And for the engine alone. */
+const ENGINE_CPU_MS = 200;
 /** Rounds of the short mount and of the other. */
 const ROUNDS = [1, 10];
 const FILES = 16;
@@ -119,13 +122,9 @@ function idleSeconds(): number {
   return Number(/^cpu +(?:\d+ ){3}(\d+)/.exec(readFileSync('/proc/stat', 'latin1'))?.[1]) / 100;
 }
 
-/** Plays while `going`, at most for {@link CPU_MS}. Answers how many requests were answered. */
+/** Plays while `going`, at most for {@link CPU_MS} and {@link ENGINE_CPU_MS}. Answers how many requests were answered. */
 export async function warmUp(real: Pick<Warmable, 'options' | 'format'>, going: () => boolean): Promise<number> {
-  const start = process.cpuUsage();
-  const goesOn = (): boolean => {
-    const { user, system } = process.cpuUsage(start);
-    return (user + system) / 1000 < CPU_MS && going();
-  };
+  const goesOn = within(CPU_MS, going);
   let requests = 0;
   for (const rounds of ROUNDS) {
     if (!goesOn()) break;
@@ -140,7 +139,22 @@ export async function warmUp(real: Pick<Warmable, 'options' | 'format'>, going: 
       await mount.discard();
     }
   }
+  const kind = /^(postgres|mysql)/.exec(real.options.metaUrl)?.[1];
+  if (kind !== undefined && going()) {
+    const { playNetworkEngine } = await import('../meta/sql/play.ts');
+    const { mutations } = await playNetworkEngine(kind as SqlKind, within(ENGINE_CPU_MS, going));
+    requests += mutations;
+  }
   return requests;
+}
+
+/** `going`, while the process has used less than so much CPU since now. */
+function within(cpuMs: number, going: () => boolean): () => boolean {
+  const start = process.cpuUsage();
+  return () => {
+    const { user, system } = process.cpuUsage(start);
+    return (user + system) / 1000 < cpuMs && going();
+  };
 }
 
 const silent = Object.fromEntries(LEVELS.map(level => [level, () => {}])) as unknown as Log;

@@ -14,6 +14,7 @@ import { connect } from '../../src/commands/volume.ts';
 import { warmUp, warmUpWhenQuiet } from '../../src/commands/warm-up.ts';
 import { ROOT } from '../../src/format/ino.ts';
 import type { Format } from '../../src/format/volume.ts';
+import { playNetworkEngine } from '../../src/meta/sql/play.ts';
 import { startLog } from '../../src/observe/log.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'warm-up-'));
@@ -114,6 +115,14 @@ test('it ends between two requests when it is told to, whatever they are', async
     assert.deepEqual(open(), descriptors);
   }
 });
+
+for (const kind of ['postgres', 'mysql'] as const)
+  test(`the engine of ${kind} plays without a server, every mutation one statement but the first`, async () => {
+    let rounds = 0;
+    const { mutations, plans } = await playNetworkEngine(kind, () => ++rounds <= 20);
+    assert.equal(mutations, 1 + 20 * 4);
+    assert.ok(plans >= mutations - 1, `${plans} of ${mutations} were one statement`);
+  });
 
 test('a mount whose end has come and one that only reads are left alone', async () => {
   const requests = () => Number.POSITIVE_INFINITY;
