@@ -1,6 +1,6 @@
 /** Extended attributes, POSIX ACLs (which are xattrs to the kernel) and inode flags by ioctl. */
 import type { FileSystem, Name } from '@steadfs/fuse';
-import { E2BIG, EINVAL, ENODATA, ENOTTY, EOPNOTSUPP, EPERM, ERANGE } from '@steadfs/fuse/errno';
+import { E2BIG, EINVAL, ENODATA, ENOENT, ENOTTY, EOPNOTSUPP, EPERM, ERANGE } from '@steadfs/fuse/errno';
 import { aclFromXattr, aclToXattr } from '../format/acl.ts';
 import { Flag } from '../format/attr.ts';
 import { type Ino, isTrash } from '../format/ino.ts';
@@ -18,6 +18,7 @@ import {
 } from './abi.ts';
 import type { Core } from './core.ts';
 import { step } from './counters.ts';
+import { type MaybePromise, recover, then } from './maybe.ts';
 
 const NAME_MAX = 255;
 const VALUE_MAX = 65_536;
@@ -74,6 +75,18 @@ export function xattrMethods(core: Core): XattrMethods {
     core.changed(ino, attr);
   }
 
+  /** What the engine answers; `none` for a removed inode that is held only here. */
+  function held<T>(ino: Ino, ask: () => MaybePromise<T>, none: () => T): MaybePromise<T> {
+    return recover(ask, error => {
+      if (error !== ENOENT || core.inodes.removed(ino) === undefined) throw error;
+      return none();
+    });
+  }
+
+  const noData = (): never => {
+    throw ENODATA;
+  };
+
   return {
     getxattr(_ctx, nodeid, rawName) {
       const name = text(rawName);
@@ -83,16 +96,14 @@ export function xattrMethods(core: Core): XattrMethods {
       const acl = aclKind(name);
       if (acl !== undefined) {
         if (!core.format.EnableACL) throw EOPNOTSUPP;
-        const rule = engine.getAcl(ino, acl);
-        const value = (r: Awaited<typeof rule>) => {
-          if (r === undefined) throw ENODATA;
-          return aclToXattr(r);
-        };
-        return rule instanceof Promise ? rule.then(value) : value(rule);
+        return then(
+          held(ino, () => engine.getAcl(ino, acl), noData),
+          rule => (rule === undefined ? noData() : aclToXattr(rule)),
+        );
       }
       if (name.startsWith('system.')) throw EOPNOTSUPP;
       if (!core.options.enableXattr && !name.startsWith('security.')) throw EOPNOTSUPP;
-      return engine.getxattr(ino, rawName);
+      return held(ino, () => engine.getxattr(ino, rawName), noData);
     },
 
     async setxattr(ctx, nodeid, rawName, value, flags, killSgid) {
@@ -118,7 +129,11 @@ export function xattrMethods(core: Core): XattrMethods {
       const ino = core.ino(nodeid);
       // As the Go client answers for its own files and the folders of the trash.
       if (core.internals.attr(ino) !== undefined || isTrash(ino)) throw ENODATA;
-      const all = await engine.listxattr(ino);
+      const all = await held<Name[]>(
+        ino,
+        () => engine.listxattr(ino),
+        () => [],
+      );
       // Local file systems do not tell of trusted.* to who may not read it.
       const names = ctx.uid === 0 ? all : all.filter(name => !text(name).startsWith('trusted.'));
       if (!core.options.enableXattr) return names.filter(n => aclKind(text(n)) !== undefined);
@@ -165,6 +180,8 @@ export function xattrMethods(core: Core): XattrMethods {
         if (ctx.uid !== 0 && ((wanted ^ attr.flags) & fixed) !== 0) throw EPERM;
         if (ctx.uid !== 0 && ctx.uid !== attr.uid) throw EPERM;
         core.changed(ino, await engine.setattr(ctx.op, core.cred(ctx), ino, { flags: wanted }));
+        // The kernel does not know that an ioctl changes ctime.
+        await core.invalidateAttr(ino);
       }
       return { result: 0, output: new Uint8Array(0) };
     },

@@ -4,6 +4,8 @@
  */
 import { createHash } from 'node:crypto';
 import * as c from '../support/libc.ts';
+import * as files from './open-files.ts';
+import { hash, name, pattern } from './open-files.ts';
 import type { Observed, Operation, Reply, Request, Result } from './operations.ts';
 
 const [base = '', uid = '0', gid = '0', groups = ''] = process.argv.slice(2);
@@ -12,15 +14,6 @@ let stream: { fd: number; path: string; before: Map<string, bigint>; seen: strin
 
 const at = (path: string): string => (path === '' ? base : `${base}/${path}`);
 const slotOf = (slot: number): number => slots.get(slot) ?? -1;
-const hash = (bytes: Uint8Array): string => createHash('sha1').update(bytes).digest('hex').slice(0, 12);
-const name = (r: number): Result => (r < 0 ? c.resultName(r) : r);
-
-function pattern(length: number, fill: number): Buffer {
-  const bytes = Buffer.alloc(length);
-  for (let i = 0; i < length; i++) bytes[i] = (fill * 31 + i * 7 + (i >> 8)) & 255;
-  return bytes;
-}
-
 function put(slot: number, fd: number): Result {
   if (fd < 0) return c.resultName(fd);
   const old = slots.get(slot);
@@ -74,73 +67,72 @@ function seekdir(path: string): Result {
   return { names: [...names].sort(), faults };
 }
 
-/** Where SEEK_DATA and SEEK_HOLE may point depends on the file system; what they claim must agree with the bytes. */
-function holes(slot: number): Result {
-  const fd = slotOf(slot);
-  const attributes = c.fstat(fd);
-  if (typeof attributes === 'number') return c.resultName(attributes);
-  if ((attributes.mode & 0o170000) !== 0o100000) return 'not a regular file';
-  const size = attributes.size;
-  const before = c.lseek(fd, 0, c.SEEK.CUR);
-  let faults = '';
-  const beyond = [
-    c.lseek(fd, size, c.SEEK.DATA),
-    c.lseek(fd, size, c.SEEK.HOLE),
-    c.lseek(fd, size + 1, c.SEEK.HOLE),
-  ].map(c.resultName);
-  for (let from = 0, rounds = 0; from < size && rounds < 20; rounds++) {
-    const data = c.lseek(fd, from, c.SEEK.DATA);
-    const zeroUntil = data < 0 ? size : data;
-    for (let p = from; p < zeroUntil; p += 1 << 20) {
-      const bytes = Buffer.alloc(Math.min(1 << 20, zeroUntil - p));
-      const n = c.pread(fd, bytes, bytes.length, p);
-      if (n >= 0 && bytes.some(b => b !== 0)) faults += ` data in the hole at ${p}..${zeroUntil}`;
-    }
-    if (data < 0) {
-      if (c.resultName(data) !== 'ENXIO') faults += ` SEEK_DATA ${from}: ${c.resultName(data)}`;
-      break;
-    }
-    const hole = c.lseek(fd, data, c.SEEK.HOLE);
-    if (hole <= data || hole > size) {
-      faults += ` SEEK_HOLE ${data}: ${c.resultName(hole)} of ${size}`;
-      break;
-    }
-    from = hole;
-  }
-  c.lseek(fd, before, c.SEEK.SET);
-  return { size, beyond, faults };
-}
-
 function isDirectory(fd: number): boolean {
   const s = c.fstat(fd);
   return typeof s !== 'number' && (s.mode & 0o170000) === 0o040000;
 }
 
-const CHANGING = new Set(['pwrite', 'write', 'ftruncate', 'fallocate', 'copy', 'mapped', 'fchmod', 'fchown']);
+const CHANGING = new Set([
+  'pwrite',
+  'write',
+  'vectored',
+  'sendfile',
+  'clone',
+  'ftruncate',
+  'fallocate',
+  'copy',
+  'mapped',
+  'fchmod',
+  'fchown',
+  'futimens',
+  'fxattr',
+  'reopen',
+  'at',
+]);
 
 /** The result, and what an operation on an open file has made of the file. */
 function withFile(o: Operation, result: Result): Result {
   if (!CHANGING.has(o.call)) return result;
-  const s = c.fstat(slotOf(o.call === 'copy' ? o.to : (o as { slot: number }).slot));
+  const s = c.fstat(slotOf('to' in o && 'slot' in o ? o.to : (o as { slot: number }).slot));
   if (typeof s === 'number') return result;
-  const { mode, size, nlink, uid, gid } = plain(s);
-  return { result, mode: mode.toString(8), size, nlink, uid, gid };
+  const { mode, type, size, nlink, uid, gid } = plain(s);
+  return { result, mode: (type | mode).toString(8), size, nlink, uid, gid };
 }
 
-function mapped(operation: Operation & { call: 'mapped' }): Result {
-  const fd = slotOf(operation.slot);
-  const attributes = c.fstat(fd);
-  if (typeof attributes === 'number') return c.resultName(attributes);
-  const from = operation.at - (operation.at % 4096);
-  const length = Math.min(operation.length, attributes.size - from);
-  if ((attributes.mode & 0o170000) !== 0o100000 || length <= 0) return `nothing to map: ${attributes.size}`;
-  const map = c.mmap(fd, from, length);
-  if (typeof map === 'number') return c.resultName(map);
-  const before = hash(map.bytes);
-  map.bytes.set(pattern(length, operation.fill));
-  const synced = map.sync();
-  map.unmap();
-  return { before, synced };
+/** version 2, then tag, permissions and id of each entry. */
+function aclValue(entries: [number, number, number][]): Buffer {
+  const value = Buffer.alloc(4 + 8 * entries.length);
+  value.writeUInt32LE(2, 0);
+  for (const [i, [tag, perm, id]] of entries.entries()) {
+    value.writeUInt16LE(tag, 4 + 8 * i);
+    value.writeUInt16LE(perm, 6 + 8 * i);
+    value.writeUInt32LE(id, 8 + 8 * i);
+  }
+  return value;
+}
+
+function inodeFlags(o: Operation & { call: 'inodeFlags' }): Result {
+  const s = c.lstat(at(o.path));
+  if (typeof s === 'number') return c.resultName(s);
+  if (![0o100000, 0o040000].includes(s.mode & 0o170000)) return 'no file';
+  const fd = c.open(at(o.path), c.O.RDONLY | c.O.NONBLOCK);
+  if (fd < 0) return c.resultName(fd);
+  const old = c.getInodeFlags(fd);
+  const r = o.set === undefined || old < 0 ? 0 : c.setInodeFlags(fd, (old & ~files.FLAG_BITS) | o.set);
+  const now = c.getInodeFlags(fd);
+  c.close(fd);
+  return { r: name(r), flags: now < 0 ? c.resultName(now) : now & files.FLAG_BITS };
+}
+
+function relative(o: Operation & { call: 'at' }): Result {
+  const fd = slotOf(o.slot);
+  if (o.what === 'make') return name(c.mkdirAt(fd, o.name, 0o755));
+  if (o.what === 'unlink' || o.what === 'rmdir')
+    return name(c.unlinkAt(fd, o.name, o.what === 'rmdir' ? c.AT.REMOVEDIR : 0));
+  const made = c.openAt(fd, o.name, c.O.NONBLOCK | (o.what === 'create' ? c.O.RDWR | c.O.CREAT : c.O.RDONLY));
+  if (made < 0) return c.resultName(made);
+  c.close(made);
+  return 0;
 }
 
 function carryOut(o: Operation): Result {
@@ -148,58 +140,87 @@ function carryOut(o: Operation): Result {
     case 'open':
       return put(o.slot, c.open(at(o.path), o.flags | c.O.NONBLOCK, o.mode));
     case 'tmpfile':
-      return put(o.slot, c.open(at(o.path), c.O.TMPFILE | c.O.RDWR, o.mode));
+      return put(o.slot, c.open(at(o.path), c.O.TMPFILE | c.O.RDWR | o.flags, o.mode));
     case 'linkSlot':
-      return name(c.link(`/proc/self/fd/${slotOf(o.slot)}`, at(o.path), c.AT.SYMLINK_FOLLOW));
+      return name(
+        o.empty
+          ? c.linkFd(slotOf(o.slot), at(o.path))
+          : c.link(`/proc/self/fd/${slotOf(o.slot)}`, at(o.path), c.AT.SYMLINK_FOLLOW),
+      );
+    case 'reopen': {
+      const from = slotOf(o.from);
+      const s = c.fstat(from);
+      // No server is told of O_PATH: what only such a descriptor holds is gone.
+      if (typeof s !== 'number' && s.nlink === 0 && (c.getFlags(from) & c.O.PATH) !== 0) return 'gone';
+      return put(o.slot, c.open(`/proc/self/fd/${slotOf(o.from)}`, o.flags | c.O.NONBLOCK));
+    }
+    case 'byHandle': {
+      const mount = c.open(base, c.O.RDONLY | c.O.DIRECTORY);
+      const fd = c.openByHandle(mount, at(o.path), o.flags | c.O.NONBLOCK);
+      c.close(mount);
+      return put(o.slot, fd);
+    }
     case 'close': {
       const fd = slotOf(o.slot);
       slots.delete(o.slot);
       return name(c.close(fd));
     }
     case 'pwrite':
-      return name(c.pwrite(slotOf(o.slot), pattern(o.length, o.fill), o.length, o.at));
+      return files.put(slotOf(o.slot), o.at, o.length, o.fill);
     case 'write':
-      return name(c.write(slotOf(o.slot), pattern(o.length, o.fill), o.length));
+      return files.put(slotOf(o.slot), undefined, o.length, o.fill);
     case 'pread':
-    case 'read': {
-      const bytes = Buffer.alloc(o.length);
-      const n =
-        o.call === 'read' ? c.read(slotOf(o.slot), bytes, o.length) : c.pread(slotOf(o.slot), bytes, o.length, o.at);
-      return n < 0 ? c.resultName(n) : { n, hash: hash(bytes.subarray(0, n)) };
-    }
+      return files.take(slotOf(o.slot), o.at, o.length);
+    case 'read':
+      return files.take(slotOf(o.slot), undefined, o.length);
+    case 'vectored':
+      return files.vectored(slotOf(o.slot), o);
+    case 'sendfile':
+      return files.sendFile(slotOf(o.slot), slotOf(o.to), o);
+    case 'advise':
+      return name(c.fadvise(slotOf(o.slot), o.at, o.length, o.advice));
+    case 'syncRange':
+      // Wait, write, wait.
+      return name(c.syncFileRange(slotOf(o.slot), o.at, o.length, 7));
+    case 'clone':
+      return name(c.clone(slotOf(o.to), slotOf(o.slot)));
     case 'lseek':
       // Places in a directory are the file system's own.
       if (isDirectory(slotOf(o.slot))) return 'directory';
       return name(c.lseek(slotOf(o.slot), o.at, o.how));
     case 'holes':
-      return holes(o.slot);
+      return files.holes(slotOf(o.slot));
     case 'ftruncate':
       return name(c.ftruncate(slotOf(o.slot), o.length));
     case 'truncate':
       return name(c.truncate(at(o.path), o.length));
     case 'fallocate':
       return name(c.fallocate(slotOf(o.slot), o.mode, o.at, o.length));
-    case 'copy': {
-      // A short answer is allowed: what was not copied is asked for again, the total compared.
-      let total = 0;
-      for (let r = 1; r > 0 && total < o.length; total += Math.max(r, 0)) {
-        r = c.copyFileRange(slotOf(o.slot), o.at + total, slotOf(o.to), o.toAt + total, o.length - total);
-        if (r < 0) return total === 0 ? c.resultName(r) : { total, error: c.resultName(r) };
-      }
-      return total;
-    }
+    case 'copy':
+      return files.copy(slotOf(o.slot), slotOf(o.to), o);
     case 'fsync':
       return name(o.data ? c.fdatasync(slotOf(o.slot)) : c.fsync(slotOf(o.slot)));
     case 'mapped':
-      return mapped(o);
+      return files.mapped(slotOf(o.slot), o);
     case 'fstat': {
       const s = c.fstat(slotOf(o.slot));
       return typeof s === 'number' ? c.resultName(s) : { ...plain(s), mtime: '', ctime: '', ino: '' };
     }
     case 'fchmod':
-      return name(c.fchmod(slotOf(o.slot), o.mode));
+      return name((o.empty ? c.chmodFd : c.fchmod)(slotOf(o.slot), o.mode));
     case 'fchown':
-      return name(c.fchown(slotOf(o.slot), o.uid, o.gid));
+      return name((o.empty ? c.chownFd : c.fchown)(slotOf(o.slot), o.uid, o.gid));
+    case 'futimens':
+      return name(c.futimens(slotOf(o.slot), o.atime, o.mtime));
+    case 'fxattr': {
+      const fd = slotOf(o.slot);
+      if (o.what === 'set') return name(c.fsetxattr(fd, o.name, pattern(o.length, o.length)));
+      if (o.what === 'remove') return name(c.fremovexattr(fd, o.name));
+      const r = c.fgetxattr(fd, o.name);
+      return typeof r === 'number' ? name(r) : hash(r);
+    }
+    case 'at':
+      return relative(o);
     case 'lstat': {
       const s = c.lstat(at(o.path));
       return typeof s === 'number' ? c.resultName(s) : { ...plain(s), mtime: '', ctime: '', ino: '' };
@@ -249,6 +270,14 @@ function carryOut(o: Operation): Result {
     }
     case 'removexattr':
       return name(c.removexattr(at(o.path), o.name));
+    case 'setAcl':
+      return name(c.setxattr(at(o.path), `system.posix_acl_${o.kind}`, aclValue(o.entries)));
+    case 'getAcl': {
+      const r = c.getxattr(at(o.path), `system.posix_acl_${o.kind}`);
+      return typeof r === 'number' ? name(r) : Buffer.from(r).toString('hex');
+    }
+    case 'inodeFlags':
+      return inodeFlags(o);
     case 'list': {
       const r = listing(o.path);
       return typeof r === 'number' ? c.resultName(r) : r.map(label).sort().join();
@@ -340,7 +369,7 @@ function tree(): Record<string, string> {
     const names = c.listxattr(at(path));
     if (typeof names === 'number') text += ` listxattr ${c.resultName(names)}`;
     else
-      for (const n of names.filter(each => !each.startsWith('system.'))) {
+      for (const n of names) {
         const value = c.getxattr(at(path), n);
         text += ` ${n}=${typeof value === 'number' ? c.resultName(value) : hash(value)}`;
       }

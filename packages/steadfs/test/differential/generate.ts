@@ -1,5 +1,5 @@
 /** Random operations that meet each other: few names, a few open files per process, paths that exist more often than not. */
-import { FALLOC, LOCK, O, RENAME, SEEK, UTIME_NOW, UTIME_OMIT } from '../support/libc.ts';
+import { FADV, FALLOC, LOCK, O, RENAME, RWF, SEEK, UTIME_NOW, UTIME_OMIT } from '../support/libc.ts';
 import type { Random } from '../support/random.ts';
 import type { Operation, Step } from './operations.ts';
 
@@ -24,7 +24,14 @@ const weights: [number, Operation['call']][] = [
   [10, 'open'],
   [2, 'tmpfile'],
   [2, 'linkSlot'],
+  [2, 'reopen'],
+  [1, 'byHandle'],
   [4, 'close'],
+  [3, 'vectored'],
+  [2, 'sendfile'],
+  [4, 'advise'],
+  [1, 'syncRange'],
+  [1, 'clone'],
   [9, 'pwrite'],
   [5, 'write'],
   [8, 'pread'],
@@ -40,6 +47,9 @@ const weights: [number, Operation['call']][] = [
   [4, 'fstat'],
   [2, 'fchmod'],
   [2, 'fchown'],
+  [2, 'futimens'],
+  [2, 'fxattr'],
+  [3, 'at'],
   [4, 'lstat'],
   [7, 'mkdir'],
   [4, 'rmdir'],
@@ -57,6 +67,9 @@ const weights: [number, Operation['call']][] = [
   [2, 'getxattr'],
   [2, 'listxattr'],
   [2, 'removexattr'],
+  [3, 'setAcl'],
+  [1, 'getAcl'],
+  [1, 'inodeFlags'],
   [3, 'list'],
   [2, 'seekdir'],
   [2, 'streamStart'],
@@ -83,7 +96,7 @@ const REGULAR = 0o100000;
 
 function make(call: Operation['call'], actor: number, random: Random, known: Knowledge): Operation {
   const open = [...known.slots[actor]!];
-  const fills = call === 'open' || call === 'tmpfile';
+  const fills = call === 'open' || call === 'tmpfile' || call === 'reopen' || call === 'byHandle';
   const anySlot = (): number =>
     !fills && open.length > 0 && random.chance(90) ? random.pick(open) : random.below(SLOTS);
   const slot = anySlot();
@@ -116,6 +129,21 @@ function make(call: Operation['call'], actor: number, random: Random, known: Kno
     random.pick([
       0o644, 0o666, 0o755, 0o777, 0o755, 0o777, 0o600, 0o4755, 0o2755, 0o2644, 0o1777, 0o6777, 0o000, 0o444, 0o711,
     ]);
+  const acl = (): [number, number, number][] => {
+    if (random.chance(10)) return [];
+    const perm = (): number => random.pick([0, 4, 5, 6, 7, 7]);
+    // Tags: owner 1, user 2, group 4, named group 8, mask 16, others 32. Without a mask named entries are EINVAL.
+    const named: [number, number, number][] = [];
+    if (random.chance(60)) named.push([2, perm(), 1001]);
+    if (random.chance(30)) named.push([2, perm(), 1002]);
+    if (random.chance(30)) named.push([8, perm(), 2001]);
+    const users = named.filter(([tag]) => tag === 2);
+    const groups = named.filter(([tag]) => tag === 8);
+    const mask: [number, number, number][] =
+      (named.length > 0 && !random.chance(5)) || random.chance(20) ? [[16, perm(), 0xffffffff]] : [];
+    const none = 0xffffffff;
+    return [[1, perm(), none], ...users, [4, perm(), none], ...groups, ...mask, [32, perm(), none]];
+  };
   const time = (): [number, number] =>
     random.chance(25)
       ? [0, UTIME_NOW]
@@ -127,12 +155,15 @@ function make(call: Operation['call'], actor: number, random: Random, known: Kno
           ];
   switch (call) {
     case 'open': {
+      if (random.chance(8)) return { call, slot, path: folder(), flags: O.RDONLY | O.DIRECTORY, mode: 0 };
       let flags = random.pick([O.RDONLY, O.WRONLY, O.RDWR, O.RDWR, O.RDWR]) as number;
       if (random.chance(60)) flags |= O.CREAT;
       if (random.chance(10)) flags |= O.EXCL;
       if (random.chance(10)) flags |= O.TRUNC;
       if (random.chance(15)) flags |= O.APPEND;
-      if (random.chance(5)) flags |= O.SYNC;
+      if (random.chance(5)) flags |= random.pick([O.SYNC, O.DSYNC]);
+      if (random.chance(8)) flags |= O.DIRECT;
+      if (random.chance(2)) flags |= O.NOATIME;
       if (random.chance(5)) flags |= O.NOFOLLOW;
       if (random.chance(4)) flags |= O.DIRECTORY;
       // Alone it is open(2) without access: no error but those of the path.
@@ -140,9 +171,16 @@ function make(call: Operation['call'], actor: number, random: Random, known: Kno
       return { call, slot, path: file(), flags, mode: mode() };
     }
     case 'tmpfile':
-      return { call, slot, path: folder(), mode: mode() };
+      return { call, slot, path: folder(), mode: mode(), flags: random.chance(15) ? O.EXCL : 0 };
     case 'linkSlot':
-      return { call, slot, path: fresh() };
+      return { call, slot, path: fresh(), empty: random.chance(40) };
+    case 'reopen': {
+      const access = random.pick([O.RDONLY, O.WRONLY, O.RDWR, O.RDWR]) as number;
+      const more = random.pick([0, 0, 0, O.APPEND, O.TRUNC, O.DIRECT, O.APPEND | O.DIRECT]);
+      return { call, slot, from: open.length > 0 ? random.pick(open) : 0, flags: access | more };
+    }
+    case 'byHandle':
+      return { call, slot, path: path(), flags: random.pick([O.RDONLY, O.RDWR, O.PATH]) };
     case 'close':
     case 'holes':
     case 'fstat':
@@ -155,6 +193,51 @@ function make(call: Operation['call'], actor: number, random: Random, known: Kno
       return { call, slot, at: position(), length: length() };
     case 'read':
       return { call, slot, length: length() };
+    case 'vectored': {
+      const write = random.chance(70);
+      const flags = write ? random.pick([0, 0, RWF.DSYNC, RWF.SYNC, RWF.APPEND, RWF.APPEND, RWF.NOAPPEND]) : 0;
+      const at = random.chance(25) ? -1 : position();
+      return { call, slot, at, length: length(), fill: random.below(250) + 1, flags, write };
+    }
+    case 'sendfile':
+      return { call, slot, at: position(), to: anySlot(), length: length() };
+    case 'advise':
+      return {
+        call,
+        slot,
+        at: random.chance(60) ? 0 : position(),
+        length: random.chance(60) ? 0 : length(),
+        advice: random.pick([FADV.DONTNEED, FADV.DONTNEED, FADV.DONTNEED, FADV.WILLNEED, FADV.RANDOM]),
+      };
+    case 'syncRange':
+      return { call, slot, at: position(), length: length() };
+    case 'clone':
+      return { call, slot, to: anySlot() };
+    case 'futimens':
+      return { call, slot, atime: time(), mtime: time() };
+    case 'fxattr':
+      return {
+        call,
+        slot,
+        what: random.pick(['set', 'set', 'get', 'remove']),
+        name: random.pick(XATTRS),
+        length: random.pick([0, 1, 40, 200]),
+      };
+    case 'at':
+      return {
+        call,
+        slot,
+        what: random.pick(['make', 'create', 'create', 'unlink', 'rmdir', 'open']),
+        name: random.pick(NAMES),
+      };
+    case 'setAcl':
+      return { call, path: path(), kind: random.chance(70) ? 'access' : 'default', entries: acl() };
+    case 'getAcl':
+      return { call, path: path(), kind: random.chance(70) ? 'access' : 'default' };
+    case 'inodeFlags': {
+      const chosen = random.pick([undefined, 0, 0, 0, 0x10, 0x20, 0x30]);
+      return { call, path: path(), ...(chosen === undefined ? {} : { set: chosen }) };
+    }
     case 'lseek':
       return { call, slot, at: random.chance(10) ? -10 : position(), how: random.pick([SEEK.SET, SEEK.CUR, SEEK.END]) };
     case 'ftruncate':
@@ -179,11 +262,18 @@ function make(call: Operation['call'], actor: number, random: Random, known: Kno
     case 'fsync':
       return { call, slot, data: random.chance(50) };
     case 'mapped':
-      return { call, slot, at: position(), length: length() + 1, fill: random.below(250) + 1 };
+      return {
+        call,
+        slot,
+        at: position(),
+        length: length() + 1,
+        fill: random.below(250) + 1,
+        next: random.pick(['sync', 'sync', 'read', 'private', 'cut', 'punch', 'copy']),
+      };
     case 'fchmod':
-      return { call, slot, mode: mode() };
+      return { call, slot, mode: mode(), empty: random.chance(30) };
     case 'fchown':
-      return { call, slot, uid: random.pick(ids), gid: random.pick(ids) };
+      return { call, slot, uid: random.pick(ids), gid: random.pick(ids), empty: random.chance(30) };
     case 'lstat':
     case 'readlink':
     case 'listxattr':
@@ -203,6 +293,8 @@ function make(call: Operation['call'], actor: number, random: Random, known: Kno
         RENAME.EXCHANGE,
         RENAME.EXCHANGE,
         RENAME.NOREPLACE | RENAME.EXCHANGE,
+        RENAME.WHITEOUT,
+        RENAME.WHITEOUT | RENAME.NOREPLACE,
         8,
       ]);
       return { call, path: path(), to: path(), flags };
@@ -214,8 +306,9 @@ function make(call: Operation['call'], actor: number, random: Random, known: Kno
       return { call, path: fresh(), target };
     }
     case 'mknod': {
+      // Numbers that no driver has.
       const kinds = [0o010000, 0o010000, 0o140000, 0o100000, ...(known.root ? [0o020000, 0o060000] : [])];
-      return { call, path: fresh(), mode: random.pick(kinds) | mode(), dev: random.pick([0x101, 0xf5 * 256 + 3]) };
+      return { call, path: fresh(), mode: random.pick(kinds) | mode(), dev: random.pick([0x1f0, 0xf5 * 256 + 3]) };
     }
     case 'chmod':
       return { call, path: path(), mode: mode() };

@@ -1,13 +1,21 @@
 /** The system calls of the differential test as data: concrete, so that a list of them can be replayed and shrunk. Paths are relative. */
 export type Operation =
   | { call: 'open'; slot: number; path: string; flags: number; mode: number }
-  | { call: 'tmpfile'; slot: number; path: string; mode: number }
-  | { call: 'linkSlot'; slot: number; path: string }
+  | { call: 'tmpfile'; slot: number; path: string; mode: number; flags: number }
+  /** By AT_EMPTY_PATH (`empty`) or by way of /proc/self/fd. */
+  | { call: 'linkSlot'; slot: number; path: string; empty: boolean }
+  | { call: 'reopen'; slot: number; from: number; flags: number }
+  | { call: 'byHandle'; slot: number; path: string; flags: number }
   | { call: 'close'; slot: number }
   | { call: 'pwrite'; slot: number; at: number; length: number; fill: number }
   | { call: 'write'; slot: number; length: number; fill: number }
   | { call: 'pread'; slot: number; at: number; length: number }
   | { call: 'read'; slot: number; length: number }
+  | { call: 'vectored'; slot: number; at: number; length: number; fill: number; flags: number; write: boolean }
+  | { call: 'sendfile'; slot: number; at: number; to: number; length: number }
+  | { call: 'advise'; slot: number; at: number; length: number; advice: number }
+  | { call: 'syncRange'; slot: number; at: number; length: number }
+  | { call: 'clone'; slot: number; to: number }
   | { call: 'lseek'; slot: number; at: number; how: number }
   | { call: 'holes'; slot: number }
   | { call: 'ftruncate'; slot: number; length: number }
@@ -15,10 +23,23 @@ export type Operation =
   | { call: 'fallocate'; slot: number; mode: number; at: number; length: number }
   | { call: 'copy'; slot: number; at: number; to: number; toAt: number; length: number }
   | { call: 'fsync'; slot: number; data: boolean }
-  | { call: 'mapped'; slot: number; at: number; length: number; fill: number }
+  /** `next`: what is done to the same bytes before msync(2). */
+  | {
+      call: 'mapped';
+      slot: number;
+      at: number;
+      length: number;
+      fill: number;
+      next: 'sync' | 'read' | 'private' | 'cut' | 'punch' | 'copy';
+    }
   | { call: 'fstat'; slot: number }
-  | { call: 'fchmod'; slot: number; mode: number }
-  | { call: 'fchown'; slot: number; uid: number; gid: number }
+  /** `empty`: by AT_EMPTY_PATH, which takes O_PATH descriptors too. */
+  | { call: 'fchmod'; slot: number; mode: number; empty: boolean }
+  | { call: 'fchown'; slot: number; uid: number; gid: number; empty: boolean }
+  | { call: 'futimens'; slot: number; atime: [number, number]; mtime: [number, number] }
+  | { call: 'fxattr'; slot: number; what: 'set' | 'get' | 'remove'; name: string; length: number }
+  /** Relative to an open directory. */
+  | { call: 'at'; slot: number; what: 'make' | 'create' | 'unlink' | 'rmdir' | 'open'; name: string }
   | { call: 'lstat'; path: string }
   | { call: 'mkdir'; path: string; mode: number }
   | { call: 'rmdir'; path: string }
@@ -36,6 +57,11 @@ export type Operation =
   | { call: 'getxattr'; path: string; name: string; size: number }
   | { call: 'listxattr'; path: string }
   | { call: 'removexattr'; path: string; name: string }
+  /** Entries of an ACL: tag, permissions, id (include/uapi/linux/posix_acl_xattr.h). */
+  | { call: 'setAcl'; path: string; kind: 'access' | 'default'; entries: [number, number, number][] }
+  | { call: 'getAcl'; path: string; kind: 'access' | 'default' }
+  /** Flags of chattr(1); undefined: look only. */
+  | { call: 'inodeFlags'; path: string; set?: number }
   | { call: 'list'; path: string }
   | { call: 'seekdir'; path: string }
   | { call: 'streamStart'; path: string }

@@ -756,8 +756,14 @@ export function contractSuite(label: string, fresh: () => Promise<EngineUnderTes
       assert.equal(chmodded.mode, 0o604);
       assert.deepEqual(await c.engine.getAcl(ino, 'access'), { ...rule, mask: 0, other: 4 });
       await fails(c.engine.setAcl(c.op(), user(9), ino, 'access', undefined), 'EPERM');
-      await c.engine.setAcl(c.op(), root, ino, 'access', undefined);
+      const without = await c.engine.setAcl(c.op(), root, ino, 'access', undefined);
       assert.equal(await c.engine.getAcl(ino, 'access'), undefined);
+      const again = await c.engine.setAcl(c.op(), root, ino, 'access', undefined);
+      assert.deepEqual(
+        [again.ctime, again.ctimensec],
+        [without.ctime, without.ctimensec],
+        'nothing to remove, nothing changed',
+      );
       // Inheritance.
       const { ino: d } = await c.mkdir(ROOT, 'd');
       const inherited = { owner: 7, group: 5, mask: 7, other: 0, users: [{ id: 1003, perm: 7 }], groups: [] };

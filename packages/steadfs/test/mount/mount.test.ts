@@ -161,6 +161,8 @@ test('POSIX ACLs, attributes and inode flags', {
       'touch i; chattr +i i; ! echo x >> i; ! rm i; ! mv i j; ! chmod 600 i; lsattr i | grep -q -- ----i; chattr -i i; rm i',
     );
     sh('touch a; chattr +a a; ! true > a; echo x >> a; ! truncate -s 0 a; chattr -a a; : > a');
+    sh('touch t; was=$(stat -c %z t); chattr +a t; test "$(stat -c %z t)" != "$was"; chattr -a t');
+    sh('mkdir gone; cd gone; rmdir ../gone; getfattr -m - .');
   } finally {
     assert.equal(own.close(), undefined);
   }

@@ -37,6 +37,7 @@ export const O = {
   DIRECT: arm ? 0o200000 : 0o40000,
   DIRECTORY: arm ? 0o40000 : 0o200000,
   NOFOLLOW: arm ? 0o100000 : 0o400000,
+  NOATIME: 0o1000000,
   CLOEXEC: 0o2000000,
   SYNC: 0o4010000,
   PATH: 0o10000000,
@@ -52,6 +53,9 @@ export const AT = {
 } as const;
 export const RENAME = { NOREPLACE: 1, EXCHANGE: 2, WHITEOUT: 4 } as const;
 export const FALLOC = { KEEP_SIZE: 1, PUNCH_HOLE: 2, COLLAPSE: 8, ZERO: 16, INSERT: 32 } as const;
+/** preadv2, pwritev2 (include/uapi/linux/fs.h). */
+export const RWF = { DSYNC: 2, SYNC: 4, APPEND: 16, NOAPPEND: 32 } as const;
+export const FADV = { RANDOM: 1, SEQUENTIAL: 2, WILLNEED: 3, DONTNEED: 4 } as const;
 export const SEEK = { SET: 0, CUR: 1, END: 2, DATA: 3, HOLE: 4 } as const;
 export const LOCK = { SH: 1, EX: 2, NB: 4, UN: 8 } as const;
 export const F = { GETLK: 5, SETLK: 6, SETLKW: 7, OFD_GETLK: 36, OFD_SETLK: 37, OFD_SETLKW: 38 } as const;
@@ -70,6 +74,7 @@ const fcntlInt_ = fallible('fcntl', [fd, 'int', 'int'], 'int');
 const syscall1 = libc.func('syscall', 'long', ['long', 'long', 'long', 'long']) as (
   ...values: (number | bigint)[]
 ) => number;
+const fchmodat2_ = fallible('syscall', ['long', 'long', path, 'long', 'long'], 'long');
 const openat2_ = fallible('syscall', ['long', 'long', path, buffer, 'long'], 'long');
 const syscallBuffer = fallible('syscall', ['long', 'long', buffer, 'long', 'long'], 'long');
 
@@ -109,6 +114,30 @@ export function copyFileRange(from: number, fromAt: number, to: number, toAt: nu
   return copyFileRange_(from, new Uint8Array(a.buffer), to, new Uint8Array(b.buffer), n, 0);
 }
 
+const preadv2_ = fallible('preadv2', [fd, buffer, 'int', 'int64_t', 'int']);
+const pwritev2_ = fallible('pwritev2', [fd, buffer, 'int', 'int64_t', 'int']);
+/** struct iovec[]: address and length, eight bytes each. */
+const iovec = (parts: readonly [address: bigint, length: number][]): Uint8Array =>
+  new Uint8Array(new BigUint64Array(parts.flatMap(([address, length]) => [address, BigInt(length)])).buffer);
+export const preadv2 = (f: number, parts: readonly [bigint, number][], at: number, flags: number): number =>
+  preadv2_(f, iovec(parts), parts.length, at, flags);
+export const pwritev2 = (f: number, parts: readonly [bigint, number][], at: number, flags: number): number =>
+  pwritev2_(f, iovec(parts), parts.length, at, flags);
+const sendfile_ = fallible('sendfile64', [fd, fd, buffer, 'size_t']);
+export const sendfile = (to: number, from: number, at: number, n: number): number =>
+  sendfile_(to, from, new Uint8Array(new BigInt64Array([BigInt(at)]).buffer), n);
+const fadvise_ = libc.func('posix_fadvise64', 'int', [fd, 'int64_t', 'int64_t', 'int']) as (
+  ...values: number[]
+) => number;
+/** posix_fadvise answers the error itself. */
+export const fadvise = (f: number, at: number, n: number, advice: number): number => 0 - fadvise_(f, at, n, advice);
+export const syncFileRange = fallible('sync_file_range', [fd, 'int64_t', 'int64_t', 'uint'], 'int') as (
+  f: number,
+  at: number,
+  n: number,
+  flags: number,
+) => number;
+
 const mkdir_ = fallible('mkdir', [path, 'uint'], 'int');
 export const mkdir = (p: string | Uint8Array, mode: number): number => mkdir_(cstr(p), mode);
 const rmdir_ = fallible('rmdir', [path], 'int');
@@ -121,6 +150,24 @@ export const rename = (a: string | Uint8Array, b: string | Uint8Array, flags = 0
 const linkat_ = fallible('linkat', [fd, path, fd, path, 'int'], 'int');
 export const link = (a: string | Uint8Array, b: string | Uint8Array, flags = 0): number =>
   linkat_(AT.FDCWD, cstr(a), AT.FDCWD, cstr(b), flags);
+/** A name for an open file: linkat(2) with AT_EMPTY_PATH. */
+export const linkFd = (f: number, b: string): number => linkat_(f, cstr(''), AT.FDCWD, cstr(b), AT.EMPTY_PATH);
+const unlinkat_ = fallible('unlinkat', [fd, path, 'int'], 'int');
+export const unlinkAt = (f: number, p: string, flags: number): number => unlinkat_(f, cstr(p), flags);
+const mkdirat_ = fallible('mkdirat', [fd, path, 'uint'], 'int');
+export const mkdirAt = (f: number, p: string, mode: number): number => mkdirat_(f, cstr(p), mode);
+export const openAt = (f: number, p: string, flags: number, mode = 0o644): number =>
+  openat_(f, cstr(p), flags | O.CLOEXEC, mode);
+const nameToHandle_ = fallible('name_to_handle_at', [fd, path, buffer, buffer, 'int'], 'int');
+const openByHandle_ = fallible('open_by_handle_at', [fd, buffer, 'int'], 'int');
+/** name_to_handle_at and open_by_handle_at; `mount`: any descriptor of the file system. */
+export function openByHandle(mount: number, p: string, flags: number): number {
+  // struct file_handle: room for the handle, its type, the handle.
+  const handle = Buffer.alloc(8 + 128);
+  handle.writeUInt32LE(128, 0);
+  const r = nameToHandle_(AT.FDCWD, cstr(p), handle, Buffer.alloc(8), 0);
+  return r < 0 ? r : openByHandle_(mount, handle, flags | O.CLOEXEC);
+}
 const symlink_ = fallible('symlink', [path, path], 'int');
 export const symlink = (target: string | Uint8Array, p: string | Uint8Array): number => symlink_(cstr(target), cstr(p));
 const readlink_ = fallible('readlink', [path, buffer, 'size_t']);
@@ -139,6 +186,12 @@ const lchown_ = fallible('lchown', [path, 'uint', 'uint'], 'int');
 export const lchown = (p: string, uid: number, gid: number): number => lchown_(cstr(p), uid >>> 0, gid >>> 0);
 const fchown_ = fallible('fchown', [fd, 'uint', 'uint'], 'int');
 export const fchown = (f: number, uid: number, gid: number): number => fchown_(f, uid >>> 0, gid >>> 0);
+const fchownat_ = fallible('fchownat', [fd, path, 'uint', 'uint', 'int'], 'int');
+/** By AT_EMPTY_PATH: O_PATH descriptors will do. */
+export const chownFd = (f: number, uid: number, gid: number): number =>
+  fchownat_(f, cstr(''), uid >>> 0, gid >>> 0, AT.EMPTY_PATH);
+/** fchmodat2(2) with AT_EMPTY_PATH. */
+export const chmodFd = (f: number, mode: number): number => fchmodat2_(452, f, cstr(''), mode, AT.EMPTY_PATH);
 const faccessat_ = fallible('faccessat', [fd, path, 'int', 'int'], 'int');
 /** With effective ids (AT_EACCESS). */
 export const access = (p: string, mode: number): number => faccessat_(AT.FDCWD, cstr(p), mode, 0x200);
@@ -151,6 +204,12 @@ const utimensat_ = fallible('utimensat', [fd, path, buffer, 'int'], 'int');
 export function utimens(p: string, atime: [number, number], mtime: [number, number]): number {
   const ts = new BigInt64Array([atime[0], atime[1], mtime[0], mtime[1]].map(BigInt));
   return utimensat_(AT.FDCWD, cstr(p), new Uint8Array(ts.buffer), AT.SYMLINK_NOFOLLOW);
+}
+
+const futimens_ = fallible('futimens', [fd, buffer], 'int');
+export function futimens(f: number, atime: [number, number], mtime: [number, number]): number {
+  const ts = new BigInt64Array([atime[0], atime[1], mtime[0], mtime[1]].map(BigInt));
+  return futimens_(f, new Uint8Array(ts.buffer));
 }
 
 export interface Statx {
@@ -215,6 +274,18 @@ export function listxattr(p: string): number | string[] {
 }
 const lremovexattr_ = fallible('lremovexattr', [path, path], 'int');
 export const removexattr = (p: string, name: string): number => lremovexattr_(cstr(p), cstr(name));
+
+const fsetxattr_ = fallible('fsetxattr', [fd, path, buffer, 'size_t', 'int'], 'int');
+export const fsetxattr = (f: number, name: string, value: Uint8Array, flags = 0): number =>
+  fsetxattr_(f, cstr(name), value, value.length, flags);
+const fgetxattr_ = fallible('fgetxattr', [fd, path, buffer, 'size_t']);
+export function fgetxattr(f: number, name: string): number | Uint8Array {
+  const b = Buffer.alloc(65536);
+  const n = fgetxattr_(f, cstr(name), b, b.length);
+  return n < 0 ? n : b.subarray(0, n);
+}
+const fremovexattr_ = fallible('fremovexattr', [fd, path], 'int');
+export const fremovexattr = (f: number, name: string): number => fremovexattr_(f, cstr(name));
 
 export interface Dirent {
   name: Buffer;
@@ -291,7 +362,24 @@ export function connect(p: string): number {
 
 /** F_SETLEASE: F_RDLCK, F_WRLCK, or F_UNLCK to let go. */
 export const lease = (f: number, type: number): number => fcntlInt_(f, 1024, type);
+export const getFlags = (f: number): number => fcntlInt_(f, 3, 0);
 export const setFlags = (f: number, flags: number): number => fcntlInt_(f, 4, flags);
+
+const ioctl_ = fallible('ioctl', [fd, 'ulong', buffer], 'int');
+const ioctlInt_ = fallible('ioctl', [fd, 'ulong', 'long'], 'int');
+/** FS_IOC_GETFLAGS: the flags of chattr(1), or −errno. */
+export function getInodeFlags(f: number): number {
+  const b = Buffer.alloc(8);
+  const r = ioctl_(f, 0x80086601, b);
+  return r < 0 ? r : b.readInt32LE(0);
+}
+export function setInodeFlags(f: number, flags: number): number {
+  const b = Buffer.alloc(8);
+  b.writeInt32LE(flags, 0);
+  return ioctl_(f, 0x40086602, b);
+}
+/** FICLONE. */
+export const clone = (to: number, from: number): number => ioctlInt_(to, 0x40049409, from);
 
 const mmap_ = libc.func('mmap', 'void *', ['void *', 'size_t', 'int', 'int', fd, 'int64_t']) as (
   ...values: (number | null)[]
@@ -307,9 +395,9 @@ interface Mapping {
   sync(): number;
   unmap(): number;
 }
-/** A shared mapping; the file must be as long, or a touch beyond its end is SIGBUS. */
-export function mmap(f: number, at: number, n: number, write = true): number | Mapping {
-  const address = mmap_(null, n, write ? 3 : 1, 1, f, at);
+/** A shared mapping (or a private one); the file must be as long, or a touch beyond its end is SIGBUS. */
+export function mmap(f: number, at: number, n: number, write = true, isPrivate = false): number | Mapping {
+  const address = mmap_(null, n, write ? 3 : 1, isPrivate ? 2 : 1, f, at);
   if (koffi.address(address) === 0xffffffffffffffffn) return -koffi.errno();
   return {
     bytes: Buffer.from(koffi.view(address, n)),
@@ -317,12 +405,18 @@ export function mmap(f: number, at: number, n: number, write = true): number | M
     unmap: () => (munmap_(address, n) < 0 ? -koffi.errno() : 0),
   };
 }
-/** Memory at a multiple of 4096, for O_DIRECT. Lives as long as the process. */
-export function alignedBuffer(n: number): Buffer {
-  const address = mmap_(null, n, 3, 0x22, -1, 0);
-  if (koffi.address(address) === 0xffffffffffffffffn) throw new Error(`mmap: errno ${koffi.errno()}`);
-  return Buffer.from(koffi.view(address, n));
+export interface Memory {
+  bytes: Buffer;
+  address: bigint;
 }
+/** Memory at a multiple of 4096, for O_DIRECT. Lives as long as the process. */
+export function alignedMemory(n: number): Memory {
+  const pointer = mmap_(null, n, 3, 0x22, -1, 0);
+  const address = koffi.address(pointer);
+  if (address === 0xffffffffffffffffn) throw new Error(`mmap: errno ${koffi.errno()}`);
+  return { bytes: Buffer.from(koffi.view(pointer, n)), address };
+}
+export const alignedBuffer = (n: number): Buffer => alignedMemory(n).bytes;
 
 /** Changes the calling thread's ids for good (no way back without root). Supplementary groups become `groups`. */
 export function setIds(uid: number, gid: number, groups: number[] = []): void {

@@ -414,6 +414,9 @@ export function* setAcl(
     if (rule !== undefined) next.mode = (cur.mode & 0o7000) | aclMode(rule);
     if (cred.uid !== 0 && !inGroup(cred, cur.gid)) next.mode &= ~0o2000;
   }
+  // To remove what is not there changes nothing.
+  const had = kind === 'access' ? cur.accessAcl : cur.defaultAcl;
+  if (rule === undefined && had === 0 && next.mode === cur.mode) return yield* present(tx, ino, cur);
   setTime(next, 'ctime', tx.now);
   yield* tx.updateNode(ino, next);
   yield* logChange(tx, 'SETFACL', () => [

@@ -241,6 +241,9 @@ local function body()
     if rule~='' then fail(13) end
     return E(A[5],d,a)
   end
+  local had=a.aa
+  if A[6]=='d' then had=a.da end
+  if rule=='' and had==0 and (A[6]=='d' or UID==0 or ingroup(a.g) or band(a.m,1024)==0) then return E(A[5],d,a) end
   local store=rule~='' and (A[6]=='d' or A[8]~='m')
   local id=0
   if store then id=aclfind(rule) end
