@@ -13,7 +13,6 @@ const CANNOT: Record<string, string> = {
   'generic/003': 'access times are kept with --atime-mode only, not by the mount options that it sets',
   'generic/424':
     'the kernel shows chattr flags of local file systems only in statx(2); it asks no FUSE server for them',
-  'generic/490': 'it computes places for blocks of 4 bytes at least; holes here begin and end at any byte',
   'generic/504': 'the kernel lists no locks of FUSE servers in /proc/locks',
 };
 

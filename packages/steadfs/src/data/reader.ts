@@ -20,6 +20,7 @@ import type { Writer } from './writer.ts';
 
 /** Blocks up to this size are always read whole. */
 const SMALL_BLOCK = 128 * 1024;
+const PAGE = 4096;
 /** Reads of parts of one block after which the whole block is worth its memory. */
 const WARM = 3;
 const WARM_TRACKED = 1024;
@@ -502,36 +503,38 @@ export function createReader(options: ReaderOptions): Reader {
 
   // ── seek ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  /** First position ≥ from in the chunk that is data (or hole), CHUNK_SIZE when there is none. */
+  /**
+   * First position ≥ from in the chunk that is data (or hole), CHUNK_SIZE when there is none. A page with a byte of data is data, as on local file
+   * systems: programs take what they find for the size of blocks.
+   */
   async function firstOf(ino: Ino, index: number, from: number, data: boolean): Promise<number> {
     const list = await lists.get(ino, index);
-    let at = from;
+    const origin = from - (from % PAGE);
+    let at = origin;
+    let hole = origin;
     let result = CHUNK_SIZE;
-    const seen = (start: number, end: number, isData: boolean): void => {
-      if (result === CHUNK_SIZE && end > start && isData === data) result = Math.max(start, from);
+    const seen = (start: number, end: number): void => {
+      if (result < CHUNK_SIZE || end <= start) return;
+      const first = start - (start % PAGE);
+      if (data) result = Math.max(first, from);
+      else if (first > hole) result = Math.max(hole, from);
+      else hole = Math.ceil(end / PAGE) * PAGE;
     };
     writer.overlay(
       ino,
       index,
-      from,
+      origin,
       CHUNK_SIZE,
       (_at, len) => {
-        seen(at, at + len, true);
+        seen(at, at + len);
         at += len;
       },
       (a, b) => {
-        let done = a;
-        for (const p of piecesOf(list)) {
-          const start = Math.max(p.pos, a);
-          const stop = Math.min(p.pos + p.len, b);
-          if (start >= stop) continue;
-          seen(start, stop, p.id !== 0);
-          done = stop;
-        }
-        seen(done, b, false);
+        for (const p of piecesOf(list)) if (p.id !== 0) seen(Math.max(p.pos, a), Math.min(p.pos + p.len, b));
         at = b;
       },
     );
+    if (!data && result === CHUNK_SIZE) return Math.max(hole, from);
     return result;
   }
 

@@ -17,7 +17,7 @@ import {
   writeSync,
 } from 'node:fs';
 import * as c from '../support/libc.ts';
-import { F, F_RDLCK, F_UNLCK, F_WRLCK, FALLOC, LOCK, O, RENAME, resultName } from '../support/libc.ts';
+import { F, F_RDLCK, F_UNLCK, F_WRLCK, FALLOC, LOCK, O, RENAME, resultName, SEEK } from '../support/libc.ts';
 
 const ok = (r: number, what: string): number => {
   assert.ok(r >= 0, `${what}: ${resultName(r)}`);
@@ -202,6 +202,18 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
     const b = Buffer.alloc(10_000);
     assert.equal(c.pread(fd, b, 10_000, 0), 10_000);
     assert.ok(b.subarray(1000, 3000).every(x => x === 0) && b[999] === 1 && b[3000] === 1);
+    const pages = ok(c.open(`${dir}/pages`, O.CREAT | O.RDWR), 'pages');
+    ok(c.ftruncate(pages, 20_000), 'pages');
+    ok(c.pwrite(pages, Buffer.from('x'), 1, 10_000), 'one byte');
+    const found = [
+      [0, SEEK.DATA],
+      [8300, SEEK.DATA],
+      [0, SEEK.HOLE],
+      [8192, SEEK.HOLE],
+      [12_300, SEEK.HOLE],
+    ].map(([from, how]) => c.lseek(pages, from!, how!));
+    assert.deepEqual(found, [8192, 8300, 0, 12_288, 12_300], 'data are whole pages');
+    fails(c.lseek(pages, 12_288, SEEK.DATA), 'ENXIO', 'no data any more');
     const to = ok(c.open(`${dir}/copy`, O.CREAT | O.RDWR), 'copy');
     assert.equal(c.copyFileRange(fd, 500, to, 100, 5000), 5000);
     // A hole before data that is not committed yet.
