@@ -156,7 +156,9 @@ function carryOut(o: Operation): Result {
     }
     case 'byHandle': {
       const mount = c.open(base, c.O.RDONLY | c.O.DIRECTORY);
-      const fd = c.openByHandle(mount, at(o.path), o.flags | c.O.NONBLOCK);
+      const handle = c.nameToHandle(at(o.path));
+      const flags = o.flags | c.O.NONBLOCK | c.O.CLOEXEC;
+      const fd = typeof handle === 'number' ? handle : c.openByHandle(mount, handle, flags);
       c.close(mount);
       return put(o.slot, fd);
     }

@@ -158,16 +158,6 @@ const mkdirat_ = fallible('mkdirat', [fd, path, 'uint'], 'int');
 export const mkdirAt = (f: number, p: string, mode: number): number => mkdirat_(f, cstr(p), mode);
 export const openAt = (f: number, p: string, flags: number, mode = 0o644): number =>
   openat_(f, cstr(p), flags | O.CLOEXEC, mode);
-const nameToHandle_ = fallible('name_to_handle_at', [fd, path, buffer, buffer, 'int'], 'int');
-const openByHandle_ = fallible('open_by_handle_at', [fd, buffer, 'int'], 'int');
-/** name_to_handle_at and open_by_handle_at; `mount`: any descriptor of the file system. */
-export function openByHandle(mount: number, p: string, flags: number): number {
-  // struct file_handle: room for the handle, its type, the handle.
-  const handle = Buffer.alloc(8 + 128);
-  handle.writeUInt32LE(128, 0);
-  const r = nameToHandle_(AT.FDCWD, cstr(p), handle, Buffer.alloc(8), 0);
-  return r < 0 ? r : openByHandle_(mount, handle, flags | O.CLOEXEC);
-}
 const symlink_ = fallible('symlink', [path, path], 'int');
 export const symlink = (target: string | Uint8Array, p: string | Uint8Array): number => symlink_(cstr(target), cstr(p));
 const readlink_ = fallible('readlink', [path, buffer, 'size_t']);
