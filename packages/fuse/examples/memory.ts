@@ -685,7 +685,12 @@ if (import.meta.main) {
   const fds = adopt ? { capsule: 4, arena: 5 } : createCapsule({ arenaSize: 256 << 20 });
   const { fd } = adopt
     ? { fd: 3 }
-    : await mountFuse(process.argv[2]!, { source: 'memory', subtype: 'memory', defaultPermissions: true });
+    : await mountFuse(process.argv[2]!, {
+        source: 'memory',
+        subtype: 'memory',
+        defaultPermissions: true,
+        allowOther: process.getuid!() === 0,
+      });
   lockCapsule(fds.capsule, 1000);
   const capsule = openCapsule(fds);
   const fileSystem = new MemoryFs(capsule, Number(process.env.ATTR_VALID ?? 1));

@@ -151,7 +151,7 @@ on<EntryOut>(
   (fs, r) => {
     if (!fs.symlink) throw EPERM;
     const name = r.name(0);
-    return fs.symlink(r, r.nodeid, name, r.name(name.length + 1));
+    return fs.symlink(r, r.nodeid, name, r.string(name.length + 1));
   },
   entry,
 );

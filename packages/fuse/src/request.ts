@@ -17,11 +17,13 @@ import {
   WRITE_PREFIX,
 } from './abi.ts';
 import type { Device } from './device.ts';
-import { EBUSY, EINTR, EIO, type Errno } from './errno.ts';
+import { EBUSY, EINTR, EIO, ENAMETOOLONG, type Errno } from './errno.ts';
 import type { Slots } from './slots.ts';
 import type { Memory } from './sys.ts';
 import type { Context, Interrupt, Name, Op, ReadOut, WriteData } from './types.ts';
 
+/** Bytes of a name, as everywhere in Linux. */
+const NAME_MAX = 255;
 export const NO_BYTES = new Uint8Array(0);
 
 /** Requests whose callers are being killed, or that wait too long, are looked for this often, ms. */
@@ -128,8 +130,14 @@ export class Request implements Context, Interrupt {
   big(at: number): bigint {
     return this.view.getBigUint64(this.at + IN_HEADER + at, true);
   }
-  /** The string at `at` of the body. */
+  /** The name at `at` of the body; ENAMETOOLONG above 255 bytes, which kernels since 6.14 leave to us. */
   name(at: number): Name {
+    const name = this.string(at);
+    if (name.length > NAME_MAX) throw ENAMETOOLONG;
+    return name;
+  }
+  /** The string at `at` of the body. */
+  string(at: number): Uint8Array {
     const start = this.at + IN_HEADER + at;
     const length = cstringLength(this.bytes, start, this.end);
     if (start + length >= this.end) throw EIO.because('a request with a name that has no end');

@@ -17,7 +17,7 @@ export type { Errno };
 
 export type Reply<T> = T | Promise<T>;
 
-/** Bytes without terminator: any byte but NUL and '/'. Not necessarily UTF-8. */
+/** Bytes without terminator, 255 at the most: any byte but NUL and '/'. Not necessarily UTF-8. */
 export type Name = Uint8Array;
 
 /**

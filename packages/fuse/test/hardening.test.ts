@@ -123,7 +123,7 @@ test('wrong replies: EIO, a word in the log, and the next request is served', as
   // biome-ignore format: a list
   const fs: FileSystem = {
     lookup: answers, getattr: answers, setattr: answers, mkdir: answers, create: answers, open: answers, read: answers, write: answers, readlink: answers, lseek: answers,
-    copyFileRange: answers, ioctl: answers, getxattr: answers, statx: answers, link: answers,
+    copyFileRange: answers, ioctl: answers, getxattr: answers, statx: answers, link: answers, symlink: answers,
     readdir(_ctx, _nodeid, _fh, _offset, sink) {
       sink.add(reply as never);
     },
@@ -188,6 +188,16 @@ test('wrong replies: EIO, a word in the log, and the next request is served', as
       reply = { attr, attrValid: 1 };
       assert.equal((await kernel.call(OP.GETATTR, 1, 0, 0, 0n)).error, 0);
     }
+  // Names of 256 bytes reach the server on newer kernels; a symbolic link's target may be longer.
+  for (const [n, error] of [
+    [255, 0],
+    [256, 36],
+    [1024, 36],
+  ] as const) {
+    reply = entry;
+    assert.equal((await kernel.call(OP.LOOKUP, 1, 'n'.repeat(n))).error, error, `a name of ${n} bytes`);
+    assert.equal((await kernel.call(OP.SYMLINK, 1, 'l', 'n'.repeat(n))).error, 0, `a target of ${n} bytes`);
+  }
   // A negative entry needs no attributes; generation may be left out.
   reply = { nodeid: 0, entryValid: 1, attrValid: 0, attr };
   assert.equal((await kernel.call(OP.LOOKUP, 1, 'name')).error, 0);

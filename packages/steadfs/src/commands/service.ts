@@ -33,8 +33,6 @@ const LOOK_MS = 3000;
 const FIRST_MS = 60_000;
 /** Connections to store and database have this long to be closed, ms. */
 const CLOSE_MS = 5000;
-/** Heartbeats between two looks at a mount that stays idle. */
-const SELDOM = 8;
 /** The log's library is loaded this long after the first line: behind the first answers, and before the start-up's memory is given back. */
 const START_UP_MS = 1000;
 
@@ -155,10 +153,10 @@ export async function serveMount(argv: readonly string[]): Promise<void> {
       const small = (work: () => Promise<void>) => (): void => {
         work().catch((error: unknown) => log.debug(`memory of the start-up was not given back: ${messageOf(error)}`));
       };
-      const release = (seldom: number) => small(releasesWhenIdle(() => device.read, seldom));
-      const first = setInterval(release(1), LOOK_MS).unref();
+      const release = small(releasesWhenIdle(() => device.read));
+      const first = setInterval(release, LOOK_MS).unref();
       setTimeout(() => clearInterval(first), FIRST_MS).unref();
-      setInterval(release(SELDOM), ownPeriod(options.mount.heartbeat)).unref();
+      setInterval(release, ownPeriod(options.mount.heartbeat)).unref();
       const { warmUpWhenQuiet } = await import('./warm-up.ts');
       void session.done.then(() => {
         leaving = true;

@@ -5,9 +5,11 @@ import { madvise } from '@steadfs/fuse/sys';
 const MADV_DONTNEED = 4;
 const SMALLEST = 256 * 1024;
 
-interface Mapping {
+export interface Mapping {
   address: number;
   length: number;
+  /** Where in the file it begins. */
+  offset: number;
   file: string;
 }
 
@@ -17,10 +19,10 @@ export function cleanMappings(smaps: string): Mapping[] {
   let current: Mapping | undefined;
   for (const line of smaps.split('\n')) {
     const head =
-      /^([0-9a-f]+)-([0-9a-f]+) r-[x-]p [0-9a-f]+ (?!00:00)\S+ \d+ +(\/(?!memfd|dev).*?)( \(deleted\))?$/.exec(line);
+      /^([0-9a-f]+)-([0-9a-f]+) r-[x-]p ([0-9a-f]+) (?!00:00)\S+ \d+ +(\/(?!memfd|dev).*?)( \(deleted\))?$/.exec(line);
     if (head) {
-      const address = Number.parseInt(head[1]!, 16);
-      current = { address, length: Number.parseInt(head[2]!, 16) - address, file: head[3]! };
+      const [address, end, offset] = [1, 2, 3].map(i => Number.parseInt(head[i]!, 16)) as [number, number, number];
+      current = { address, length: end - address, offset, file: head[4]! };
     } else if (/^[0-9a-f]+-[0-9a-f]+ /.test(line)) current = undefined;
     // A page that was written (relocations) is anonymous, and would be lost.
     else if (current && line.startsWith('Anonymous:') && / 0 kB$/.test(line) && current.length >= SMALLEST)
@@ -29,42 +31,27 @@ export function cleanMappings(smaps: string): Mapping[] {
   return found;
 }
 
-/** Bytes of mapped files that a service which does nothing may keep in its page table; V8's late collections of garbage bring in as much again. */
-const LITTLE = 6 << 20;
-
-/** Of Node's own program file, which stay where they are; a library's may go, and something else come to its place. */
-let program: readonly Mapping[] | undefined;
-
-/**
- * Gives back the pages of program files that starting up has touched (30 of 43 MB are never needed again), later those of Node's own alone: reading the list of mappings leaves 2 MB
- * of garbage behind. What is needed comes back from the page cache, 16 pages a fault, without a disk.
- */
-async function releaseCode(): Promise<void> {
-  const clean = program ?? cleanMappings(await readFile('/proc/self/smaps', 'latin1'));
-  for (const { address, length } of clean) madvise(address, length, MADV_DONTNEED);
-  program = clean.filter(mapping => mapping.file === process.execPath);
+/** Those of Node's own program, which stay where they are while the process lives. (V8 maps its builtins a second time, for each isolate, and that goes with a worker.) */
+export function programMappings(clean: readonly Mapping[], program: string): Mapping[] {
+  const base = clean.find(m => m.file === program && m.offset === 0)?.address;
+  return clean.filter(m => m.file === program && m.address - m.offset === base);
 }
 
 /**
- * The same, to be called now and then: when nothing was asked since the last call (`requests` is as it was), and it is worth it. The longer nothing is asked the less often it
- * looks, at every `seldom`-th call in the end: looking brings in pages itself, and is most of what an idle mount does.
+ * Gives back the pages of program files that starting up has touched (30 of 43 MB are never needed again). What is needed comes back from the page cache, 16 pages a
+ * fault, without a disk. To be called now and then: it does so when nothing was asked since the last call (`requests` is as it was), after the first time for
+ * Node's own program alone, without reading the list of mappings (2 MB of garbage) and without waking a thread, since this is most of what an idle mount does.
  */
-export function releasesWhenIdle(requests: () => number, seldom = 1): () => Promise<void> {
+export function releasesWhenIdle(requests: () => number): () => Promise<void> {
   let before = -1;
-  let pause = 1;
-  let calls = 0;
+  let program: readonly Mapping[] | undefined;
   return async () => {
     const now = requests();
-    if (now !== before) {
-      before = now;
-      pause = 1;
-      calls = 0;
-      return;
-    }
-    if (++calls < pause) return;
-    calls = 0;
-    pause = Math.min(seldom, pause * 2);
-    const status = await readFile('/proc/self/status', 'latin1');
-    if (Number(/^RssFile:\s+(\d+)/m.exec(status)?.[1]) * 1024 > LITTLE) await releaseCode();
+    const idle = now === before;
+    before = now;
+    if (!idle) return;
+    const clean = program ?? cleanMappings(await readFile('/proc/self/smaps', 'latin1'));
+    for (const { address, length } of clean) madvise(address, length, MADV_DONTNEED);
+    program ??= programMappings(clean, process.execPath);
   };
 }
