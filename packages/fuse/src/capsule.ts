@@ -108,6 +108,8 @@ export interface CapsuleFds {
 export interface CapsuleOptions {
   /** Bytes of the arena, rounded up to 256 KiB. At adoption the arena grows to it, and never shrinks. */
   arenaSize?: number;
+  /** It will be opened once more by this process, for serving: this time does not count as an adoption (hints stay what they are). */
+  beforehand?: boolean;
 }
 
 /** What a section directory says: for checks before a take-over and for `status`. */
@@ -248,7 +250,7 @@ export function openCapsule(
   const locked = mlockOnFault(arenaMemory.address, arenaMemory.length);
   const arena: Arena = createArena(fds.arena, arenaMemory, tables);
   const fresh = directory.length === 0;
-  const adoption = (memory.view.getUint32(ADOPTIONS, true) + 1) >>> 0;
+  const adoption = (memory.view.getUint32(ADOPTIONS, true) + (options.beforehand ? 0 : 1)) >>> 0;
   memory.view.setUint32(ADOPTIONS, adoption, true);
   const opened = new Map<string, Records | Blob>();
 

@@ -804,7 +804,8 @@ async function patiently<Warm>(
   let capsule: OpenCapsule | undefined;
   let known: Meanwhile | undefined;
   const look = (): [OpenCapsule, Meanwhile] => {
-    capsule ??= openCapsule({ capsule: FD_CAPSULE, arena: FD_ARENA }, { arenaSize: launch.arenaSize });
+    const fds = { capsule: FD_CAPSULE, arena: FD_ARENA };
+    capsule ??= openCapsule(fds, { arenaSize: launch.arenaSize, beforehand: true });
     known ??= meanwhile!(capsule, launch);
     return [capsule, known];
   };

@@ -151,6 +151,8 @@ test('a version that does not know a hint adopts the capsule all the same, and w
     const next = openCapsule(fds);
     assert.equal(text(), undefined, 'not opened yet');
     assert.equal(Buffer.from(next.hint('hint', 100).get()!).toString(), 'one');
+    openCapsule(fds, { beforehand: true });
+    assert.equal(text(), 'one');
     openCapsule(fds); // does not know it
     assert.equal(text(), undefined);
     const later = openCapsule(fds).hint('hint', 100);
