@@ -201,7 +201,11 @@ export async function mountFuse(path: string, options: MountOptions): Promise<{ 
   const rootMode = statSync(mountPoint).mode;
   let fd: number;
   if (sys.geteuid() === 0) {
-    fd = sys.open('/dev/fuse', sys.O_RDWR | sys.O_NONBLOCK);
+    try {
+      fd = sys.open('/dev/fuse', sys.O_RDWR | sys.O_NONBLOCK);
+    } catch (error) {
+      throw EACCES.because('/dev/fuse cannot be used (modprobe fuse; a container needs the device given to it)', error);
+    }
     try {
       const data = mountData(options, fd, rootMode, sys.geteuid(), sys.getegid());
       sys.mount(options.source, mountPoint, `fuse.${options.subtype}`, mountFlags(options), data);
@@ -242,7 +246,11 @@ async function fusermount(mountPoint: string, options: MountOptions): Promise<nu
     });
     sys.close(theirs);
     const { code, message } = await finished(child, 'fusermount3');
-    if (code !== 0) throw EPERM.because(message || `fusermount3 failed with code ${code}`);
+    if (code !== 0) {
+      const denied = /\/dev\/fuse: Permission denied/.test(message);
+      const advice = denied ? '; root can allow it: chmod 666 /dev/fuse' : '';
+      throw EPERM.because(`${message || `fusermount3 failed with code ${code}`}${advice}`);
+    }
     const got = sys.receiveFds(ours, sys.MSG_DONTWAIT);
     if (typeof got === 'number' || got.fds[0] === undefined) throw EPERM.because('fusermount3 passed no fd');
     return got.fds[0];
@@ -263,7 +271,9 @@ function finished(child: ReturnType<typeof spawn>, name: string): Promise<{ code
     }, 30_000);
     child.on('error', error => {
       clearTimeout(timer);
-      reject(EACCES.because(`${name} cannot be run (${error.message}); a user needs it for mounting`));
+      reject(
+        EACCES.because(`${name} cannot be run (${error.message}); a user needs it for mounting (Debian package fuse3)`),
+      );
     });
     child.on('close', code => {
       clearTimeout(timer);

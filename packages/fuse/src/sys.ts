@@ -9,6 +9,7 @@
  * Structures passed to the kernel are built in anonymous mappings whose address is known ({@link Memory}). Their layouts are those of 64-bit
  * little-endian Linux (x86-64 and arm64 agree on all that is used here).
  */
+import { getSystemErrorMap } from 'node:util';
 import koffi from 'koffi';
 import { EINVAL, type Errno, errnoOf } from './errno.ts';
 
@@ -171,7 +172,9 @@ const c = {
 };
 
 function fail(call: string): Errno {
-  return errnoOf(koffi.errno()).because(call);
+  const errno = koffi.errno();
+  const text = getSystemErrorMap().get(-errno)?.[1];
+  return errnoOf(errno).because(text === undefined ? call : `${call}: ${text}`);
 }
 
 function check(result: number, call: string): number {

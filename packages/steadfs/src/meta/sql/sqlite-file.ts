@@ -1,6 +1,8 @@
 /** The database file of a volume on SQLite: opening it, what its errors mean, waiting while another process has it locked. */
 import fs from 'node:fs';
+import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
+import { getSystemErrorMap } from 'node:util';
 import { EINVAL, EIO, ENOSPC, EROFS, Errno } from '@steadfs/fuse/errno';
 
 /** Result codes of SQLite (sqlite3.h), low byte. */
@@ -45,6 +47,16 @@ export async function patiently<T>(what: () => T): Promise<T> {
   }
 }
 
+/** What the system says of a file that SQLite cannot open. */
+function whyNot(path: string): string | undefined {
+  try {
+    fs.accessSync(fs.existsSync(path) ? path : dirname(path), fs.constants.R_OK | fs.constants.W_OK);
+    return undefined;
+  } catch (e) {
+    return getSystemErrorMap().get((e as NodeJS.ErrnoException).errno ?? 0)?.[1];
+  }
+}
+
 /** A connection to an existing file, or to a new one with `create`; undefined where there is none. Throws EINVAL for a file that is no database. */
 export async function openFile(path: string, create: boolean): Promise<DatabaseSync | undefined> {
   if (!create && !fs.existsSync(path)) return undefined;
@@ -52,7 +64,7 @@ export async function openFile(path: string, create: boolean): Promise<DatabaseS
   try {
     db = new DatabaseSync(path, { timeout: 0, allowExtension: false, enableForeignKeyConstraints: false });
   } catch (e) {
-    throw EIO.because(`the metadata database ${path} cannot be opened: ${(e as Error).message}`, e);
+    throw EIO.because(`the metadata database ${path} cannot be opened: ${whyNot(path) ?? (e as Error).message}`);
   }
   try {
     await patiently(() => {
