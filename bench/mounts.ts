@@ -8,6 +8,7 @@
  * number of inodes that the kernel knows; unless that is 0, 10,000 of their files are open and locked. --phases prints where the time went.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { copyFileSync, fstatSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -312,8 +313,8 @@ async function takeover(): Promise<void> {
       }
       if (values.phases) printPhases(readFileSync(join(base, 'log'), 'utf8'));
     } finally {
-      program?.kill('SIGKILL');
-      await sleep(200);
+      // Its ten thousand files keep the mount busy until they are closed.
+      if (program?.kill('SIGKILL')) await once(program, 'close');
       volume.close();
       abortMount(volume.dir);
       rmSync(base, { recursive: true, force: true });
