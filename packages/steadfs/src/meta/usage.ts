@@ -1,5 +1,6 @@
 /** Changes of usage that op records hold until they are flushed into the volume's tables (exactly once: in the records' own transactions). */
-import type { UsageKind } from './ops/tx.ts';
+import type { Quotas } from './ops/quota.ts';
+import { Usage, type UsageKind } from './ops/tx.ts';
 
 export interface Delta {
   kind: UsageKind;
@@ -20,6 +21,31 @@ export function addDelta(list: Delta[], d: Delta): void {
     found.space += d.space;
     found.inodes += d.inodes;
   }
+}
+
+/** Counts a change to the numbers in memory. `unlimited`: users and groups are counted from their first file on, also without a limit. */
+export function countUsage(q: Quotas, d: Delta, unlimited: boolean): void {
+  if (d.kind === Usage.volume) {
+    q.usedSpace += d.space;
+    q.usedInodes += d.inodes;
+    return;
+  }
+  const map =
+    d.kind === Usage.dirQuota
+      ? q.dirs
+      : d.kind === Usage.user
+        ? q.users
+        : d.kind === Usage.group
+          ? q.groups
+          : undefined;
+  let quota = map?.get(d.key);
+  if (quota === undefined && unlimited && map !== undefined && d.kind !== Usage.dirQuota) {
+    quota = { maxSpace: -1, maxInodes: -1, usedSpace: 0, usedInodes: 0 };
+    map.set(d.key, quota);
+  }
+  if (quota === undefined) return;
+  quota.usedSpace += d.space;
+  quota.usedInodes += d.inodes;
 }
 
 /** 33 bytes each: kind u8, then key, length, space, inodes as big-endian doubles (all safe integers). */

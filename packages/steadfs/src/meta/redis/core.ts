@@ -7,6 +7,7 @@ import type { AclRule } from '../../format/acl.ts';
 import { type Attr, FileType } from '../../format/attr.ts';
 import { type Ino, inoFromBigint, inoToString } from '../../format/ino.ts';
 import type { Format } from '../../format/volume.ts';
+import { Cache } from '../cache.ts';
 import { now } from '../clock.ts';
 import {
   type Cred,
@@ -18,7 +19,6 @@ import {
   SESSION_LOST,
   type SessionIdentity,
 } from '../engine.ts';
-import { Cache } from './cache.ts';
 import { asBuffer, asList, errnoFor, readEntry, readRemoved } from './forms.ts';
 import { GivenUp, Link, type Lost } from './link.ts';
 import { type Arg, type Reply, ReplyError } from './resp.ts';

@@ -4,9 +4,9 @@
  */
 import { type Attr, FileType } from '../../format/attr.ts';
 import { type Ino, isTrash } from '../../format/ino.ts';
+import { Cache } from '../cache.ts';
 import type { EngineOptions, Name } from '../engine.ts';
 import type { Volume } from '../ops/tx.ts';
-import { Cache } from '../redis/cache.ts';
 import { parseSessionInfo } from '../session-info.ts';
 import type { SqlPool } from './connection.ts';
 import { type NetworkTx, toBytes, toNumber } from './network-tx.ts';

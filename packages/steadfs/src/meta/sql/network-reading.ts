@@ -2,10 +2,10 @@
 import { ENOENT, ENOTDIR } from '@steadfs/fuse/errno';
 import { type Attr, FileType } from '../../format/attr.ts';
 import { type Ino, inoToBigint, isTrash, TRASH } from '../../format/ino.ts';
+import { COMPLETE_LIMIT } from '../cache.ts';
 import { pagedDirStream } from '../dir-pages.ts';
 import type { Cred, Dentry, DirEntry, Entry, MetaEngine, Name } from '../engine.ts';
 import { NAME_MAX } from '../ops/access.ts';
-import { COMPLETE_LIMIT } from '../redis/cache.ts';
 import type { SqlConnection, SqlRow } from './connection.ts';
 import { nameKey } from './network-announce.ts';
 import type { NetworkCore } from './network-core.ts';

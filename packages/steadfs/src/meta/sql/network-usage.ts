@@ -9,7 +9,7 @@ import type { Op, Quota } from '../engine.ts';
 import { noQuotas } from '../ops/quota.ts';
 import { countChildren } from '../ops/sessions.ts';
 import { runAsync, Usage } from '../ops/tx.ts';
-import { addDelta, type Delta, decodeDeltas } from '../usage.ts';
+import { addDelta, countUsage, type Delta, decodeDeltas } from '../usage.ts';
 import type { SqlConnection, SqlRow } from './connection.ts';
 import { type NetworkCore, step } from './network-core.ts';
 import { type NetworkTx, toBytes, toIno, toNumber } from './network-tx.ts';
@@ -29,26 +29,7 @@ export function usageOf(core: NetworkCore) {
   const records = new Map<string, { seq: number; acct: Buffer | null; deltas: readonly Delta[] }>();
 
   /** Keeps the numbers in memory, by which limits are checked. */
-  function count(d: Delta): void {
-    const q = volume.quotas;
-    if (d.kind === Usage.volume) {
-      q.usedSpace += d.space;
-      q.usedInodes += d.inodes;
-      return;
-    }
-    const map =
-      d.kind === Usage.dirQuota
-        ? q.dirs
-        : d.kind === Usage.user
-          ? q.users
-          : d.kind === Usage.group
-            ? q.groups
-            : undefined;
-    const quota = map?.get(d.key);
-    if (quota === undefined) return;
-    quota.usedSpace += d.space;
-    quota.usedInodes += d.inodes;
-  }
+  const count = (d: Delta): void => countUsage(volume.quotas, d, false);
 
   /** Statistics of a directory: the row, and what op records of this session hold beside it, of one moment. */
   async function dirStat(ino: Ino): Promise<{ length: number; space: number; inodes: number }> {

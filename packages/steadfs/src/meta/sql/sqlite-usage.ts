@@ -9,7 +9,7 @@ import type { Ino } from '../../format/ino.ts';
 import type { Op, Quota } from '../engine.ts';
 import { countChildren } from '../ops/sessions.ts';
 import { type Body, runSync, Usage, type Volume } from '../ops/tx.ts';
-import { addDelta, type Delta, decodeDeltas } from '../usage.ts';
+import { addDelta, countUsage, type Delta, decodeDeltas } from '../usage.ts';
 import { inoColumn, inoParam, type Row, type SqliteTx, type Statements } from './sqlite-tx.ts';
 
 /** How old limits and usage may be that another connection has changed, milliseconds. */
@@ -94,29 +94,7 @@ export class SqliteUsage {
 
   /** Keeps the numbers in memory, by which limits are checked. */
   count(d: Delta): void {
-    const q = this.#volume.quotas;
-    if (d.kind === Usage.volume) {
-      q.usedSpace += d.space;
-      q.usedInodes += d.inodes;
-    }
-    const map =
-      d.kind === Usage.dirQuota
-        ? q.dirs
-        : d.kind === Usage.user
-          ? q.users
-          : d.kind === Usage.group
-            ? q.groups
-            : undefined;
-    if (map === undefined) return;
-    let quota = map.get(d.key);
-    if (quota === undefined) {
-      // Users and groups are counted from their first file on, without limits.
-      if (d.kind === Usage.dirQuota) return;
-      quota = { maxSpace: -1, maxInodes: -1, usedSpace: 0, usedInodes: 0 };
-      map.set(d.key, quota);
-    }
-    quota.usedSpace += d.space;
-    quota.usedInodes += d.inodes;
+    countUsage(this.#volume.quotas, d, true);
   }
 
   /** Stored limits and usage, and what our records hold beside them. */

@@ -1,10 +1,10 @@
 /**
- * What the server has promised to tell us about: attributes and names, dropped by invalidation pushes. Everything is stored and dropped in the
- * order of the connection's stream, so nothing here is older than the last push. Whoever loses the connection clears it.
+ * Attributes and names that somebody has promised to tell us about (Redis by its tracking, clients of PostgreSQL by their announcements), dropped when they do. Everything is
+ * stored and dropped in the order of the connection's stream, so nothing here is older than the last push. Whoever loses the connection clears it.
  */
-import type { Attr } from '../../format/attr.ts';
-import { type Ino, isTrash } from '../../format/ino.ts';
-import type { Dentry } from '../engine.ts';
+import type { Attr } from '../format/attr.ts';
+import { type Ino, isTrash } from '../format/ino.ts';
+import type { Dentry } from './engine.ts';
 
 interface Dir {
   /** null: the name does not exist. */
