@@ -80,6 +80,11 @@ export type Report =
   | { event: 'serving'; service: number; keeper: number; takeover: Takeover }
   | { event: 'failed'; message: string };
 
+/** True when the connection is gone: unmounted or aborted. Only for fds that were mounted once. */
+export function ended(fuse: number): boolean {
+  return (sys.poll(fuse, 0, 0) & (sys.POLLERR | sys.POLLHUP)) !== 0;
+}
+
 /** A memfd with the record, sealed: what is started with it cannot be changed afterwards. */
 export function createLaunch(launch: Launch): number {
   const fd = sys.memfdCreate('steadfs-launch', sys.MFD_CLOEXEC | sys.MFD_ALLOW_SEALING);
@@ -130,6 +135,14 @@ export function writeState(fd: number, line: string, details = ''): void {
 export function readState(path: string): { line: string; details: string } {
   const [line = '', details = ''] = readFileSync(path, 'utf8').split('\n', 2);
   return { line, details };
+}
+
+/** When the attempts began to fail, of which this one is the last: ms since 1970. */
+export function waitingSince(): number {
+  const { line, details } = readState(`/proc/self/fd/${FD_STATE}`);
+  return line.startsWith('waiting') && details.startsWith('{')
+    ? (JSON.parse(details) as { since: number }).since
+    : Date.now();
 }
 
 /** A socket's path has at most this many bytes (unix(7)); ours are DIRECTORY/control. */

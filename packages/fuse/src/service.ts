@@ -18,11 +18,10 @@ import {
   lockCapsule,
   type MappedCapsule,
   mapCapsule,
-  type OpenCapsule,
   openCapsule,
   peekBlob,
 } from './capsule.ts';
-import { type Company, keepCompany } from './company.ts';
+import { patiently } from './company.ts';
 import { EACCES, EBUSY, ECANCELED, ECONNREFUSED, EINVAL, EIO, ENOENT, ENOTCONN, Errno, ETIMEDOUT } from './errno.ts';
 import { faultPoint } from './fault.ts';
 import {
@@ -34,7 +33,6 @@ import {
   serveControl,
   takeOver,
 } from './handover.ts';
-import { INIT_BLOB } from './init.ts';
 import {
   becomeKeeper,
   becomeProgram,
@@ -53,6 +51,7 @@ import {
   EXIT_ENDED,
   EXIT_LOCKED,
   EXIT_REFUSED,
+  ended,
   FD_ARENA,
   FD_CAPSULE,
   FD_FUSE,
@@ -67,6 +66,7 @@ import {
   readLaunch,
   readState,
   runtimeDirectory,
+  waitingSince,
   writeState,
 } from './launch.ts';
 import {
@@ -85,7 +85,6 @@ import { phase, phases } from './phases.ts';
 import type {
   EndSettings,
   Launch,
-  Meanwhile,
   MountState,
   Replaced,
   ReplaceSettings,
@@ -97,7 +96,7 @@ import type {
 } from './service-types.ts';
 import { CONNECTION_SECTIONS } from './slots.ts';
 import * as sys from './sys.ts';
-import { isRestart, listenFds, type Notifications, notifications, type StoredFds, storedMount } from './systemd.ts';
+import { isRestart, listenFds, notifications, type StoredFds, storedMount } from './systemd.ts';
 
 /** QUIT still ends a process with its core, and those that tell of a fault do. */
 const IGNORED = ['SIGUSR1', 'SIGUSR2', 'SIGALRM', 'SIGIO', 'SIGPWR', 'SIGSTKFLT'] as const;
@@ -463,11 +462,6 @@ async function connectToService({ directory }: Launch, service: number | undefin
 
 // --- Serving ----------------------------------------------------------------------------------------------------------
 
-/** True when the connection is gone: unmounted or aborted. Only for fds that were mounted once. */
-function ended(fuse: number): boolean {
-  return (sys.poll(fuse, 0, 0) & (sys.POLLERR | sys.POLLHUP)) !== 0;
-}
-
 /** The reason of an exit, with the code for the keeper. */
 class Exit extends Error {
   readonly code: number;
@@ -784,69 +778,6 @@ async function adoptAndServe<Warm>(
   notify?.close();
   rmSync(launch.directory, { recursive: true, force: true });
   log('info', `${launch.mountPoint}: unmounted`);
-}
-
-/** A service that is not ready after this long keeps its callers company, ms. */
-const COMPANY_MS = 1000;
-/** Between two attempts to get ready, ms; the last one for all others. */
-const PAUSES = [100, 200, 500, 1000, 2000, 5000];
-
-/** What `prepare` answers at last. Without `meanwhile`, and when the mount has ended with all data stored, a failure is the end. */
-async function patiently<Warm>(
-  prepare: () => Promise<Warm>,
-  meanwhile: ServiceSettings<Warm>['meanwhile'],
-  launch: Launch,
-  predecessor: Ended | undefined,
-  log: NonNullable<ServiceSettings<Warm>['log']>,
-  notify: Notifications | undefined,
-): Promise<Warm> {
-  const since = JSON.stringify({ since: waitingSince() });
-  let capsule: OpenCapsule | undefined;
-  let known: Meanwhile | undefined;
-  const look = (): [OpenCapsule, Meanwhile] => {
-    const fds = { capsule: FD_CAPSULE, arena: FD_ARENA };
-    capsule ??= openCapsule(fds, { arenaSize: launch.arenaSize, beforehand: true });
-    known ??= meanwhile!(capsule, launch);
-    return [capsule, known];
-  };
-  let company: Promise<Company | undefined> | undefined;
-  const begin = (reason: string): void => {
-    writeState(FD_STATE, `waiting: ${reason}`, since);
-    notify?.status(reason);
-    // Who has not answered INIT has only callers that may go.
-    if (company || ended(FD_FUSE) || !peekBlob(FD_CAPSULE, INIT_BLOB)) return;
-    company = keepCompany(FD_FUSE, ...look(), predecessor, log).catch((error: unknown) => {
-      log('error', `callers that wait cannot be looked after: ${message(error)}`);
-      return undefined;
-    });
-  };
-  const timer = meanwhile && setTimeout(begin, COMPANY_MS, 'what the service needs does not answer');
-  let told = '';
-  try {
-    for (let attempt = 0; ; attempt++)
-      try {
-        return await prepare();
-      } catch (error) {
-        if (!meanwhile || (ended(FD_FUSE) && !look()[1].dirty())) throw error;
-        const reason = message(error);
-        if (reason !== told) log('error', reason);
-        told = reason;
-        clearTimeout(timer);
-        begin(reason);
-        await sleep(PAUSES[Math.min(attempt, PAUSES.length - 1)]);
-      }
-  } finally {
-    clearTimeout(timer);
-    (await company)?.end();
-  }
-}
-
-/** When the attempts began to fail, of which this one is the last: ms since 1970. */
-function waitingSince(): number {
-  const { line, details } = readState(`/proc/self/fd/${FD_STATE}`);
-  return line.startsWith('waiting') && details.startsWith('{')
-    ? (JSON.parse(details) as { since: number }).since
-    : Date.now();
 }
 
 /** Runs what comes between the commit and the first answer once on a capsule of its own, so that it is compiled by then. */
