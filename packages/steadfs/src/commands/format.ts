@@ -78,6 +78,8 @@ A password is best given as META_PASSWORD in the environment.`,
         );
       const reason = unsupported(format);
       if (reason) throw new Failure(reason);
+      if (flags.given('block-size') && blockSize(flags) !== flags.number('block-size')! / 1024)
+        log.warn(`--block-size: blocks are of ${blockSize(flags)}K, a power of two from 64K to 16M`);
 
       const store = await openVolumeStore(format);
       const uuidKey = `${format.Name}/juicefs_uuid`;
@@ -154,13 +156,7 @@ function compression(flags: Flags): string {
   return value;
 }
 
-/** KiB. The other client rounds what is no power of two; here it is refused, as it cannot be changed later. */
-function blockSize(flags: Flags): number {
-  const kib = flags.number('block-size')! / 1024;
-  const fixed = fixBlockSize(kib);
-  if (fixed !== kib) throw new Failure('--block-size must be a power of two from 64K to 16M');
-  return fixed;
-}
+const blockSize = (flags: Flags): number => fixBlockSize(flags.number('block-size')! / 1024);
 
 function shards(flags: Flags): number {
   const value = count(flags, 'shards');
