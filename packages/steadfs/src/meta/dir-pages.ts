@@ -23,7 +23,7 @@ export interface RawEntry {
 }
 
 export interface PageSource {
-  /** Entries with after < name ≤ upto (either may be undefined), at most limit; in byte order, or in any when these are all that there are. The list is taken over. */
+  /** Entries with after < name ≤ upto (either may be undefined), at most limit; in byte order, or in any when these are all that there are. The list is sorted in place, the entries get their cookies: all that there are may be the same list again. */
   page(after: Name | undefined, upto: Name | undefined, limit: number): MaybePromise<RawEntry[]>;
   /** Fills in the attributes of now; entries whose inode is gone stay without. */
   attributes(entries: DirEntry[]): MaybePromise<void>;

@@ -408,6 +408,34 @@ describe('the SQLite engine', () => {
     await b.reset();
     assert.equal((await a.load())?.Name, 'contract');
   });
+
+  it('shows what changed in a directory that was just listed, to old and new streams', async () => {
+    const c = await volume(`${dir}/listed.db`);
+    const other = new Client(await open(`${dir}/listed.db`), {
+      open: async () => c.engine,
+      destroy: async () => undefined,
+    });
+    await other.engine.load();
+    await other.engine.newSession(session);
+    const d = (await c.mkdir(ROOT, 'd')).ino;
+    for (const n of ['a', 'b', 'c']) await c.create(d, n);
+    const shown = async (): Promise<string> => (await c.names(d)).sort().join(' ');
+    assert.equal(await shown(), 'a b c');
+    assert.equal(await shown(), 'a b c');
+    await c.create(d, 'e');
+    assert.equal(await shown(), 'a b c e');
+    await c.unlink(d, 'b');
+    assert.equal(await shown(), 'a c e');
+    await c.rename(d, 'a', d, 'c');
+    assert.equal(await shown(), 'c e');
+    assert.equal((await c.list(d)).find(e => String(Buffer.from(e.name)) === 'c')?.ino, (await c.lookup(d, 'c')).ino);
+    await c.rename(d, 'e', ROOT, 'e');
+    assert.equal(await shown(), 'c');
+    await other.create(d, 'f');
+    assert.equal(await shown(), 'c f');
+    await c.rename(ROOT, 'e', d, 'e');
+    assert.equal(await shown(), 'c e f');
+  });
 });
 
 async function list(e: MetaEngine, ino: Ino): Promise<DirEntry[]> {

@@ -216,6 +216,8 @@ export class SqliteTx implements Tx {
   #edgeCount = 0;
   /** Directories all of whose entries are in #edges (no nulls there): made here, or listed, and unchanged by others since. */
   #complete = new Set<Ino>();
+  /** The directory that was listed last, while it is known whole and unchanged: who lists it again gets the same entries, hashed and sorted already. */
+  #listed: { dir: Ino; entries: RawEntry[] } | undefined;
   /** Queries that found nothing, by directory. */
   #absent = new Map<Ino, number>();
   #links = new Map<Ino, Map<Ino, number>>();
@@ -241,6 +243,7 @@ export class SqliteTx implements Tx {
     if (this.#nodes.size > 0) this.#nodes = new Map();
     if (this.#edges.size > 0) this.#edges = new Map();
     this.#edgeCount = 0;
+    this.#listed = undefined;
     if (this.#complete.size > 0) this.#complete = new Set();
     if (this.#absent.size > 0) this.#absent = new Map();
     if (this.#links.size > 0) this.#links.clear();
@@ -389,6 +392,7 @@ export class SqliteTx implements Tx {
   // ── entries ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
   #forgetEdges(dir: Ino): void {
+    if (this.#listed?.dir === dir) this.#listed = undefined;
     const names = this.#edges.get(dir);
     if (names === undefined) return;
     // A directory counts as one: an empty one takes memory too.
@@ -415,6 +419,7 @@ export class SqliteTx implements Tx {
   }
 
   #cacheEdge(parent: Ino, key: string, entry: Dentry | null): void {
+    if (this.#listed?.dir === parent) this.#listed = undefined;
     if (this.#edgeCount >= CACHE_LIMIT) this.#makeRoom();
     let names = this.#edges.get(parent);
     if (names === undefined) {
@@ -585,10 +590,16 @@ export class SqliteTx implements Tx {
     const whole = after === undefined && upto === undefined;
     if (whole && this.#complete.has(dir)) {
       const names = this.#edges.get(dir)!;
-      if (names.size < limit) return rawEntries(names);
+      if (names.size < limit) {
+        if (this.#listed?.dir !== dir) this.#listed = { dir, entries: rawEntries(names) };
+        return this.#listed.entries;
+      }
     }
     const list = this.listNames(dir, after, upto, limit);
-    if (whole && list.length < limit && list.length <= LIST_FEW) this.#setComplete(dir, edgesOf(list));
+    if (whole && list.length < limit && list.length <= LIST_FEW) {
+      this.#setComplete(dir, edgesOf(list));
+      this.#listed = { dir, entries: list };
+    }
     return list;
   }
 
