@@ -21,8 +21,8 @@ Anonymous:             0 kB
 Anonymous:             0 kB
 `;
   assert.deepEqual(cleanMappings(smaps), [
-    { address: 0x400000, length: 0x42e000, file: '/opt/node' },
-    { address: 0x82e000, length: 0x2c5b000, file: '/opt/a b/node' },
+    { address: 0x400000, length: 0x42e000, offset: 0, file: '/opt/node' },
+    { address: 0x82e000, length: 0x2c5b000, offset: 0x42e000, file: '/opt/a b/node' },
   ]);
 });
 
