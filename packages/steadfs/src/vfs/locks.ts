@@ -358,9 +358,10 @@ export class Locks {
   }
 
   async #release(op: Op, ino: Ino, fh: number): Promise<void> {
-    await this.#givenUp(a => a.ino === ino && a.fh === fh);
+    // All at once, and not a turn later: who asks for the lock right after close(2) must not come in between.
+    const givenUp = this.#givenUp(a => a.ino === ino && a.fh === fh);
+    if (givenUp !== undefined) await givenUp;
     const list = this.#of(ino)?.filter(o => o.fh === fh) ?? [];
-    // All at once: who asks for the lock right after close(2) must not come in between.
     await Promise.all(
       list.map((o, i) => {
         const own = step(op, FIRST_STEP + i);

@@ -256,6 +256,14 @@ const cases: Record<string, (dir: string, ...more: string[]) => Promise<void> | 
   },
 
   async locks(dir) {
+    const watcher = ok(c.open(`${dir}/closed`, O.CREAT | O.RDWR), 'closed');
+    for (let i = 0; i < 200; i++) {
+      const holder = ok(c.open(`${dir}/closed`, O.RDWR), 'holder');
+      ok(lock(holder, F.OFD_SETLK, F_WRLCK), 'OFD lock');
+      ok(c.close(holder), 'close');
+      const r = c.fcntlLock(watcher, F.OFD_GETLK, { type: F_WRLCK, start: 0, length: 0 });
+      assert.ok(typeof r === 'object' && r.type === F_UNLCK, `close ${i} leaves its lock`);
+    }
     const path = `${dir}/locked`;
     writeFileSync(path, '');
     const a = ok(c.open(path, O.RDWR), 'open');
