@@ -75,7 +75,7 @@ function workers(found: Set<string>, faults: boolean): Plugin {
 const NATIVES: Record<string, [binary: string, ...exported: string[]]> = {
   koffi: ['koffi.node'],
   '@node-rs/crc32': ['crc32.node', 'crc32c'],
-  'lz4-napi': ['lz4.node', 'compress', 'uncompress'],
+  'lz4-napi': ['lz4.node', 'compressSync', 'uncompressSync'],
 };
 
 const natives: Plugin = {

@@ -9,6 +9,8 @@ export interface BlockCodec {
   /** Whether a part of a block can be read without the rest. */
   readonly seekable: boolean;
   encode(pieces: readonly Uint8Array[]): Uint8Array[] | Promise<Uint8Array[]>;
+  /** The store has done with what encode made. */
+  discard?(stored: readonly Uint8Array[]): void;
   /** The whole block into `target` (its exact size); answers the bytes that there were. */
   load(store: ObjectStore, key: string, target: Uint8Array, signal: AbortSignal): Promise<number>;
 }
@@ -116,7 +118,7 @@ export function createTransfer(options: TransferOptions): Transfer {
         const encoded = codec.encode(pieces);
         const stored = encoded instanceof Promise ? await encoded : encoded;
         await limited(options.putTimeout, `put ${key}`, signal => {
-          work = store.put(key, stored, { tier, signal });
+          work = store.put(key, stored, { tier, signal }).finally(() => codec.discard?.(stored));
           return work;
         });
       } finally {
