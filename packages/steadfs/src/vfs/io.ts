@@ -15,7 +15,7 @@ import {
 } from '@steadfs/fuse/errno';
 import { faultPoint } from '@steadfs/fuse/fault';
 import { patiently } from '../data/waiting.ts';
-import { type Attr, FileType } from '../format/attr.ts';
+import { type Attr, FileType, Flag } from '../format/attr.ts';
 import { type Ino, TRASH } from '../format/ino.ts';
 import { now } from '../meta/clock.ts';
 import type { AttrSet, Cred, Op, TimeSet } from '../meta/engine.ts';
@@ -463,6 +463,8 @@ export function ioMethods(core: Core): IoMethods {
       if (core.frozen) return patiently(core.awake(), ctx).then(() => methods.write(ctx, nodeid, w));
 
       const put = (attr: Attr): MaybePromise<number> => {
+        // The kernel does not know the flag. Pages that were changed through a mapping before it was set are still stored, as on ext4.
+        if ((attr.flags & Flag.immutable) !== 0 && !w.fromCache) throw EPERM;
         const wrote = data.write(inode.ino, w.offset, w.data, attr, w.killSuidgid, ctx);
         if (!(wrote instanceof Promise)) return written(inode, attr, w.offset + length, length);
         return wrote.then(() => written(inode, inode.attr ?? attr, w.offset + length, length));

@@ -247,7 +247,6 @@ export function nameMethods(core: Core): NameMethods {
       mayRemove(parent, name);
       core.checkName(newName);
       if (core.internals.find(newParent, newName) !== undefined) throw EPERM;
-      if (whiteout && ctx.uid !== 0) throw EPERM;
       const cred = core.cred(ctx);
       const r = await engine.rename(
         ctx.op,

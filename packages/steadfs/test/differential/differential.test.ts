@@ -1,7 +1,7 @@
 // timeout: 200
 /**
- * Short runs of the differential test, with known seeds and with one that is new each time; `STEADFS_SEED=N` repeats a run, `STEADFS_FULL=1` makes
- * many long ones, `STEADFS_ENGINES=redis,…` runs on those engines in place of SQLite. Steadfs is compared with the file system of the temporary folder.
+ * Short runs of the differential test with seeds that have found something; `STEADFS_SEED=N` takes another one, `STEADFS_FULL=1` makes many long runs with
+ * new ones, `STEADFS_ENGINES=redis,…` runs on those engines in place of SQLite. Steadfs is compared with the file system of the temporary folder.
  */
 import assert from 'node:assert/strict';
 import { chmodSync, mkdtempSync } from 'node:fs';
@@ -14,10 +14,10 @@ import { abortMount, missing, openVolume, type Volume } from '../support/volume.
 import { describe, run } from './differential.ts';
 
 const full = process.env.STEADFS_FULL === '1';
-const fresh = Math.floor(Math.random() * 1e6);
 const chosen = process.env.STEADFS_SEED;
+const fresh = Math.floor(Math.random() * 1e6);
 const seeds =
-  chosen !== undefined ? [Number(chosen)] : full ? Array.from({ length: 20 }, (_, i) => fresh + i) : [48, fresh];
+  chosen !== undefined ? [Number(chosen)] : full ? Array.from({ length: 20 }, (_, i) => fresh + i) : [629657, 629662];
 
 const engines = (process.env.STEADFS_ENGINES ?? 'sqlite').split(',').filter(isEngineName);
 
