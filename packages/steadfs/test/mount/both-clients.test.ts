@@ -223,6 +223,9 @@ for (const engine of wanted) {
       mount('juicefs');
       const fourth = sh('juicefs', 'echo z > c');
       assert.equal(fourth.status, 0, fourth.stderr);
+      const used = /\/q[^\n]*1\.0 GiB[^\n]*\| *4 *\| *4 *\|/;
+      const counted = Date.now() + 20_000;
+      while (!used.test(run('juicefs', 'quota', 'get', url, '--path', '/q')) && Date.now() < counted) await wait(500);
       umount('juicefs');
       const end = Date.now() + 20_000;
       for (let n = 0; ; n++) {
@@ -233,7 +236,7 @@ for (const engine of wanted) {
       }
       umount('steadfs');
       const quota = run('juicefs', 'quota', 'get', url, '--path', '/q');
-      assert.match(quota, /\/q[^\n]*1\.0 GiB[^\n]*\| *4 *\| *4 *\|/, quota);
+      assert.match(quota, used, quota);
       run('juicefs', 'quota', 'check', url, '--path', '/q');
     });
 
