@@ -75,14 +75,23 @@ export function modeAfterWrite(cred: Cred, mode: number, gid: number): number {
  * Attributes as the vfs shows them, a copy: entries in the trash do not count in nlink. The stored number is the format's.
  */
 export function* present(tx: Tx, ino: Ino, attr: Readonly<Attr>): Body<Attr> {
-  const out = { ...attr };
-  if (attr.type === FileType.directory || attr.nlink === 0) return out;
-  if (attr.parent !== 0) {
-    if (isTrash(attr.parent)) out.nlink = Math.max(0, attr.nlink - 1);
-    return out;
-  }
+  return shown({ ...attr }, linksAreListed(attr) ? linksInTrash(yield* tx.parentsOf(ino)) : 0);
+}
+
+/** Whether its directories are in the parents map, not in the attributes, and matter to the link count. */
+export const linksAreListed = (attr: Readonly<Attr>): boolean =>
+  attr.parent === 0 && attr.nlink !== 0 && attr.type !== FileType.directory;
+
+export function linksInTrash(links: Iterable<readonly [parent: Ino, count: number]>): number {
   let trashed = 0;
-  for (const [parent, count] of yield* tx.parentsOf(ino)) if (isTrash(parent)) trashed += count;
-  out.nlink = Math.max(0, attr.nlink - trashed);
-  return out;
+  for (const [parent, count] of links) if (isTrash(parent)) trashed += count;
+  return trashed;
+}
+
+/** Makes the stored link count the one to be shown, in place: links in the trash do not count. `trashed`: those of an inode whose {@link linksAreListed}. */
+export function shown(attr: Attr, trashed: number): Attr {
+  if (attr.type === FileType.directory || attr.nlink === 0) return attr;
+  if (attr.parent === 0) attr.nlink = Math.max(0, attr.nlink - trashed);
+  else if (isTrash(attr.parent)) attr.nlink--;
+  return attr;
 }

@@ -1,8 +1,9 @@
 /** Values as they travel: numbers and inodes as bytes, entries as scripts answer them, replies of a known kind. */
 import { EIO, ENOSPC, type Errno } from '@steadfs/fuse/errno';
-import { type Attr, decodeAttr, FileType } from '../../format/attr.ts';
-import { type Ino, inoFromHalves, inoHigh, inoLow, isTrash } from '../../format/ino.ts';
+import { decodeAttr } from '../../format/attr.ts';
+import { type Ino, inoFromHalves, inoHigh, inoLow } from '../../format/ino.ts';
 import type { Entry, Removed } from '../engine.ts';
+import { shown } from '../ops/access.ts';
 import { type Reply, ReplyError } from './resp.ts';
 
 /** 8 bytes, big-endian. */
@@ -31,14 +32,6 @@ export function u32(...numbers: number[]): Buffer {
 export function readIno(b: Uint8Array, at: number): Ino {
   const v = new DataView(b.buffer, b.byteOffset, b.byteLength);
   return inoFromHalves(v.getUint32(at), v.getUint32(at + 4));
-}
-
-/** Attributes as the vfs shows them: links in the trash do not count. `trashed`: those of an inode whose parents are in the parents map. */
-export function shown(attr: Attr, trashed: number): Attr {
-  if (attr.type === FileType.directory || attr.nlink === 0) return attr;
-  if (attr.parent === 0) attr.nlink = Math.max(0, attr.nlink - trashed);
-  else if (isTrash(attr.parent)) attr.nlink--;
-  return attr;
 }
 
 /** An entry as scripts answer it: inode u64, links in the trash u16, length u8, attributes. */

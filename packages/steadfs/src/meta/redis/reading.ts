@@ -4,11 +4,11 @@ import { type AclRule, decodeAcl } from '../../format/acl.ts';
 import { type Attr, decodeAttr, FileType } from '../../format/attr.ts';
 import { type Ino, inoFromBigint, inoToString } from '../../format/ino.ts';
 import type { Cred, Dentry, Entry, MaybePromise, MetaEngine, Name } from '../engine.ts';
-import { allows, NAME_MAX, X } from '../ops/access.ts';
+import { allows, NAME_MAX, shown, X } from '../ops/access.ts';
 import { type Body, runAsync, type Step, type Tx, wait } from '../ops/tx.ts';
 import type { Core } from './core.ts';
 import { dirStream, type Listing } from './dir-stream.ts';
-import { asBuffer, asList, asNumber, ino8, latin, readEntry, readIno, shown } from './forms.ts';
+import { asBuffer, asList, asNumber, ino8, latin, readEntry, readIno } from './forms.ts';
 import type { Reply } from './resp.ts';
 
 export type Reading = ReturnType<typeof reading>;

@@ -1,11 +1,11 @@
 /** Names and attributes on PostgreSQL and MySQL as a mount asks for them: from memory where announcements keep it right, else by one statement. */
 import { ENOENT, ENOTDIR } from '@steadfs/fuse/errno';
 import { type Attr, FileType } from '../../format/attr.ts';
-import { type Ino, inoToBigint, isTrash, TRASH } from '../../format/ino.ts';
+import { type Ino, inoToBigint, TRASH } from '../../format/ino.ts';
 import { COMPLETE_LIMIT } from '../cache.ts';
 import { pagedDirStream } from '../dir-pages.ts';
 import type { Cred, Dentry, DirEntry, Entry, MetaEngine, Name } from '../engine.ts';
-import { NAME_MAX } from '../ops/access.ts';
+import { linksAreListed, NAME_MAX, shown } from '../ops/access.ts';
 import type { SqlConnection, SqlRow } from './connection.ts';
 import { nameKey } from './network-announce.ts';
 import type { NetworkCore } from './network-core.ts';
@@ -27,10 +27,7 @@ export function reading(core: NetworkCore, generic: Pick<MetaEngine, 'lookup'>) 
   function shownAlone(ino: Ino, row: SqlRow, at: number): Attr | undefined {
     const attr = nodeFromRow(row, at);
     seen.sawNode(ino, { ...attr });
-    if (attr.type === FileType.directory || attr.nlink === 0) return attr;
-    if (attr.parent === 0) return undefined;
-    if (isTrash(attr.parent)) attr.nlink--;
-    return attr;
+    return linksAreListed(attr) ? undefined : shown(attr, 0);
   }
 
   /**
@@ -41,10 +38,7 @@ export function reading(core: NetworkCore, generic: Pick<MetaEngine, 'lookup'>) 
 
   /** The same on a row of `linkedColumns`. */
   function shownLinked(ino: Ino, row: SqlRow, at: number): Attr {
-    const attr = shownAlone(ino, row, at) ?? nodeFromRow(row, at);
-    if (attr.type !== FileType.directory && attr.parent === 0)
-      attr.nlink = Math.max(0, attr.nlink - toNumber(row[at + NODE_COLUMN_COUNT]));
-    return attr;
+    return shownAlone(ino, row, at) ?? shown(nodeFromRow(row, at), toNumber(row[at + NODE_COLUMN_COUNT]));
   }
 
   /** Whether it had several links when it was seen last. */

@@ -4,24 +4,14 @@ import { type Attr, FileType } from '../../format/attr.ts';
 import { type Ino, isTrash } from '../../format/ino.ts';
 import { pagedDirStream } from '../dir-pages.ts';
 import type { Cred, Entry, MaybePromise, MetaEngine, Name } from '../engine.ts';
-import { checkAccess, NAME_MAX, X } from '../ops/access.ts';
+import { checkAccess, linksAreListed, linksInTrash, NAME_MAX, shown, X } from '../ops/access.ts';
 import { runSync } from '../ops/tx.ts';
 import type { SqliteCore } from './sqlite-core.ts';
 
 export function reading(core: SqliteCore) {
-  /** A copy with the shown link count (ops/access.ts, present). */
-  function shown(ino: Ino, attr: Attr): Attr {
-    const out = { ...attr };
-    if (attr.type === FileType.directory || attr.nlink === 0) return out;
-    if (attr.parent !== 0) {
-      if (isTrash(attr.parent)) out.nlink = Math.max(0, attr.nlink - 1);
-      return out;
-    }
-    let trashed = 0;
-    for (const [parent, count] of core.tx.readLinks(ino)) if (isTrash(parent)) trashed += count;
-    out.nlink = Math.max(0, attr.nlink - trashed);
-    return out;
-  }
+  /** A copy with the shown link count. */
+  const copyOf = (ino: Ino, attr: Attr): Attr =>
+    shown({ ...attr }, linksAreListed(attr) ? linksInTrash(core.tx.readLinks(ino)) : 0);
 
   function findNow(cred: Cred, parent: Ino, name: Name): Entry | undefined {
     if (name.length > NAME_MAX) throw ENAMETOOLONG;
@@ -36,7 +26,7 @@ export function reading(core: SqliteCore) {
       if ((core.tx.readNode(parent)?.type ?? FileType.directory) !== FileType.directory) throw ENOTDIR;
       return undefined;
     }
-    return { ino, attr: shown(ino, core.tx.cachedNode(ino)!) };
+    return { ino, attr: copyOf(ino, core.tx.cachedNode(ino)!) };
   }
 
   function find(cred: Cred, parent: Ino, name: Name): MaybePromise<Entry | undefined> {
@@ -60,7 +50,7 @@ export function reading(core: SqliteCore) {
   function getattrNow(ino: Ino): Attr {
     const attr = core.tx.readNode(ino);
     if (attr === undefined) throw ENOENT;
-    return shown(ino, attr);
+    return copyOf(ino, attr);
   }
 
   function getattr(ino: Ino): MaybePromise<Attr> {
@@ -89,7 +79,7 @@ export function reading(core: SqliteCore) {
               if (fresh !== undefined && fresh.parent !== 0 && !isTrash(fresh.parent)) e.attr = fresh;
               else {
                 const attr = fresh ?? core.tx.readNode(e.ino);
-                if (attr !== undefined) e.attr = shown(e.ino, attr);
+                if (attr !== undefined) e.attr = copyOf(e.ino, attr);
               }
             }
           }),
